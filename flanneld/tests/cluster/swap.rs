@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use testkit::cluster::{images, manifests};
-use testkit::wait_until;
+use testkit::{Pod, wait_until};
 
 use crate::bed::{Bed, GO, Kind, OURS, PATIENCE, Traffic, reaches};
 
@@ -25,6 +25,16 @@ pub(crate) fn go_flannel_is_replaced_and_replaces(dir: &Path) {
         reaches(&pods[1], &pod);
     }
     traffic.arrived("Go flannel was replaced, and came back");
+
+    // The plug-in of the one with the agent of the other.
+    attach(&bed, "by-ours", &format!("{}-unknown-linux-musl/release/flannel", std::env::consts::ARCH), &pods[1]);
+    remove(&bed, &GO);
+    let installs = "            - -cni-bin-dir=/opt/cni/bin\n";
+    let manifest = manifests::ours().unwrap();
+    assert!(manifest.contains(installs), "{manifest}");
+    bed.apply(&manifest.replace(installs, ""));
+    bed.until_agents_are_ready(&OURS);
+    attach(&bed, "by-go", "cni-0.9.1/flannel", &pods[1]);
     // What ours attached, the other's plug-in detaches.
     bed.cluster.kubectl(&["delete", "pod", "--all", "--wait"]).unwrap();
     for node in bed.cluster.nodes() {
@@ -33,6 +43,16 @@ pub(crate) fn go_flannel_is_replaced_and_replaces(dir: &Path) {
         let addresses = node.run(&["ls", "/var/lib/cni/networks/cbr0"]).unwrap();
         assert!(!addresses.contains("10.244."), "{addresses}");
     }
+}
+
+/// Installs a plug-in on node 1, one of the built programs, and attaches a pod there by it.
+fn attach(bed: &Bed, name: &str, plugin: &str, other: &Pod) {
+    let node = &bed.cluster.nodes()[0];
+    node.run(&["install", &format!("/opt/programs/{plugin}"), "/opt/cni/bin/flannel"]).unwrap();
+    bed.cluster.create_pod(name, 1).unwrap();
+    let pod = bed.cluster.pod(name).unwrap();
+    reaches(&pod, other);
+    reaches(other, &pod);
 }
 
 /// Removes the agents of one kind; the data plane stays.

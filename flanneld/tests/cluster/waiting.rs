@@ -44,6 +44,14 @@ pub(crate) fn agents_wait_for_what_is_missing(dir: &Path) {
         }
         bed.cluster.kubectl(&["delete", "ns", OURS.namespace, "--wait"]).unwrap();
     }
+    // The kubelet waits for it.
+    bed.apply(&without("ConfigMap"));
+    let shown = |cluster: &Cluster| {
+        let events = cluster.get("/api/v1/namespaces/flannelkit/events")?;
+        let is_shown = |event: &Value| event["message"].as_str().is_some_and(|text| text.contains("kube-flannel-cfg"));
+        Ok(events["items"].as_array().is_some_and(|events| events.iter().any(is_shown)))
+    };
+    bed.cluster.until("an Event of the agent's Pod", shown).unwrap();
     bed.install();
     let pods = bed.pods();
     reaches(&pods[1], &pods[0]);
