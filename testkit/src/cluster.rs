@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use flannel_core::net::Family;
+use flannel_core::net::{Dual, Family};
 use serde_json::{Value, json};
 use tokio::runtime::Builder;
 
@@ -36,6 +36,7 @@ use node::Setup;
 const SWITCH: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 89, 0, 1));
 /// The image of pods that wait.
 pub const WAITING: &str = "flannelkit.test/wait:1";
+/// The image of what keeps the namespaces of a pod.
 const PAUSE: &str = "flannelkit.test/pause:1";
 /// How long a change of the cluster may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -71,9 +72,13 @@ impl Cluster {
     /// # Errors
     /// What is missing, or the end of a log.
     pub fn start(dir: &Path, options: &Options) -> Result<Self, Error> {
-        if !options.families.has(Family::V4) {
-            return Err(Error::new("the API server and Services of the cluster have IPv4 addresses"));
-        }
+        let cidrs = match options.families {
+            Families::V4 => "10.244.0.0/16",
+            Families::Dual => "10.244.0.0/16,fd00:244::/48",
+            Families::V6 => {
+                return Err(Error::new("a cluster needs IPv4: its API server and Services have such addresses"));
+            }
+        };
         let root = root()?;
         let underlay = Underlay::new(options.nodes, options.families)?;
         let mut images = options.images.clone();
@@ -83,10 +88,6 @@ impl Cluster {
             images.push(archive);
         }
         let server = on(underlay.switch(), async || ApiServer::start_at(Version::Current, Some(SWITCH)).await)?;
-        let cidrs = match options.families {
-            Families::V4 | Families::V6 => "10.244.0.0/16",
-            Families::Dual => "10.244.0.0/16,fd00:244::/48",
-        };
         let controllers = underlay.switch().run(|| server.run_controllers(cidrs))??;
         let scheduler = underlay.switch().run(|| server.run_scheduler())??;
         let groups = Groups::of(&isolation::run_dir()?)?;
@@ -222,8 +223,8 @@ impl Cluster {
         let output = self.underlay.switch().run(|| command.output())?;
         let Output { status, stdout, stderr } = output.context(|| "running kubectl".to_owned())?;
         if !status.success() {
-            let said = String::from_utf8_lossy(&stderr);
-            return Err(Error::new(format!("kubectl {}: {status}: {said}", words.join(" "))));
+            let error = String::from_utf8_lossy(&stderr);
+            return Err(Error::new(format!("kubectl {}: {status}: {error}", words.join(" "))));
         }
         Ok(String::from_utf8_lossy(&stdout).into_owned())
     }
@@ -316,22 +317,24 @@ impl Cluster {
         let path = format!("/api/v1/namespaces/default/pods/{name}");
         self.until(&format!("{name} runs"), |cluster| Ok(condition(&cluster.get(&path)?, "Ready")))?;
         let pod = self.get(&path)?;
-        let addrs = pod["status"]["podIPs"].as_array().into_iter().flatten();
-        let addrs: Vec<IpAddr> = addrs.filter_map(|addr| addr["ip"].as_str()?.parse().ok()).collect();
-        let mut of = Pod { ns: self.outside().clone(), addrs: Default::default() };
-        for addr in &addrs {
-            *of.addrs.slot(Family::of(*addr)) = Some(*addr);
+        let mut addrs = Dual::default();
+        for addr in pod["status"]["podIPs"].as_array().into_iter().flatten() {
+            let addr: IpAddr = addr["ip"]
+                .as_str()
+                .unwrap_or_default()
+                .parse()
+                .map_err(|_| Error::new(format!("{name} has the address {addr}")))?;
+            *addrs.slot(Family::of(addr)) = Some(addr);
         }
         let node = self.nodes.iter().find(|node| pod["spec"]["nodeName"] == node.name());
         let node = node.ok_or_else(|| Error::new(format!("{name} has no node")))?;
-        let addr = addrs.first().ok_or_else(|| Error::new(format!("{name} has no address")))?.to_string();
         let has = |ns: &Namespace| {
-            let text = ns.ip("-o addr show").unwrap_or_default();
-            text.split_whitespace().any(|word| word.split('/').next() == Some(&addr))
+            let found = ns.addresses().unwrap_or_default();
+            addrs.iter().all(|(_, addr)| found.iter().any(|found| found.addr == *addr))
         };
-        let found = node.pod_namespaces()?.into_iter().find(has);
-        of.ns = found.ok_or_else(|| Error::new(format!("no pod of {} has {addr}", node.name())))?;
-        Ok(of)
+        let ns = node.pod_namespaces()?.into_iter().find(has);
+        let ns = ns.ok_or_else(|| Error::new(format!("no pod of {} has {addrs:?}", node.name())))?;
+        Ok(Pod { ns, addrs })
     }
 
     /// Returns what a person would look at first, for messages.

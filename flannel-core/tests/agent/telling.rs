@@ -130,6 +130,24 @@ async fn what_follows_from_another_link_is_published_when_that_changes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_follows_from_the_previous_lease_is_no_change_of_the_host() {
+    let node = Node::alone();
+    let wary = Altered {
+        advertise: |tunnel: &Tunnel, context| {
+            let mut attrs = tunnel.advertise(context)?;
+            attrs.backend_data.v6 = context.previous.as_ref().map(|_| Json::parse("1").unwrap());
+            Ok(attrs)
+        },
+        ..Altered::of(Tunnel)
+    };
+    let mut agent = node.run_as(node.builder_with(wary)).once_ready().await;
+    agent.drain();
+    node.kernel.add_uplink("eth1", "198.51.100.1/24".parse().unwrap()).unwrap();
+    agent.audited().await;
+    assert!(!agent.drain().iter().any(|event| matches!(event, Event::LeaseRenewed(_))));
+}
+
+#[tokio::test(start_paused = true)]
 async fn renewals_that_are_denied_beside_a_watch_that_lives_are_one_loss_of_contact() {
     let node = Node::with_ttl(Duration::from_secs(120));
     let mut agent = node.run_ready().await;

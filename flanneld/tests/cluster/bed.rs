@@ -83,7 +83,7 @@ impl Bed {
         start.elapsed()
     }
 
-    /// Two pods, one on each node, that reach each other.
+    /// Creates two pods, `one` and `two` on the nodes 1 and 2, and waits until they reach each other.
     pub(crate) fn pods(&self) -> [Pod; 2] {
         let pods = [("one", 1), ("two", 2)].map(|(name, node)| {
             self.cluster.create_pod(name, node).unwrap();
@@ -94,20 +94,20 @@ impl Bed {
         pods
     }
 
-    /// The agents' Pod objects.
+    /// Returns the agents' Pods.
     pub(crate) fn agents(&self, kind: &Kind) -> Vec<Value> {
         let pods = self.cluster.get(&format!("/api/v1/namespaces/{}/pods", kind.namespace)).unwrap();
         pods["items"].as_array().unwrap().clone()
     }
 
-    /// The warnings of sandboxes that could not be made.
+    /// Returns the messages of the Events of sandboxes that could not be created.
     pub(crate) fn failed_sandboxes(&self) -> Vec<String> {
         let events = self.cluster.get("/api/v1/events").unwrap();
         let failed = |event: &&Value| event["reason"] == "FailedCreatePodSandBox";
         events["items"].as_array().unwrap().iter().filter(failed).map(|event| event["message"].to_string()).collect()
     }
 
-    /// The log of the agent on a node, from its first start.
+    /// Returns the log of the agent on a node, from its first start.
     pub(crate) fn log(&self, kind: &Kind, nth: usize) -> String {
         let node = &self.cluster.nodes()[nth - 1];
         node.run(&["sh", "-c", &format!("cat /var/log/pods/{}_*/*/*.log", kind.namespace)]).unwrap_or_default()
@@ -122,7 +122,7 @@ pub(crate) fn reaches(from: &Pod, to: &Pod) {
     }
 }
 
-/// Both directions between two pods.
+/// Traffic in both directions between two pods.
 pub(crate) struct Traffic([Flow; 2]);
 
 impl Traffic {

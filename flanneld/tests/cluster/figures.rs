@@ -9,7 +9,7 @@ use testkit::probe;
 
 use crate::bed::{Bed, GO, Kind, OURS, PATIENCE, Traffic};
 
-const RUNS: u64 = 5;
+const RUNS: u32 = 5;
 /// A kubelet looks every five seconds whether pods can be attached. Each run applies the manifest at another time of these.
 const PHASE: Duration = Duration::from_secs(1);
 
@@ -24,14 +24,14 @@ struct Run {
     memory: f64,
 }
 
+/// Measures both, alternately, and prints the medians.
 pub(crate) fn compare(dir: &Path) {
     let mut runs: [Vec<Run>; 2] = Default::default();
     for nth in 0..RUNS {
-        let phase = PHASE * u32::try_from(nth).unwrap();
         for (kind, runs) in [OURS, GO].iter().zip(&mut runs) {
             let dir = dir.join(format!("{}-{nth}", kind.set));
             std::fs::create_dir(&dir).unwrap();
-            let run = measure(&dir, kind, phase);
+            let run = measure(&dir, kind, PHASE * nth);
             println!("{} {run:?}", kind.set);
             runs.push(run);
             std::fs::remove_dir_all(&dir).unwrap();
@@ -65,7 +65,7 @@ fn measure(dir: &Path, kind: &Kind, phase: Duration) -> Run {
     let start = Instant::now();
     let seconds = |at: Duration| at.as_secs_f64();
     bed.apply(&manifest);
-    let (nodes, agents, pods) = std::thread::scope(|scope| {
+    let (nodes, agents, ping, pods) = std::thread::scope(|scope| {
         let nodes = scope.spawn(|| {
             cluster.until("all nodes are ready", |cluster| cluster.nodes_are_ready()).unwrap();
             start.elapsed()
@@ -77,9 +77,8 @@ fn measure(dir: &Path, kind: &Kind, phase: Duration) -> Run {
         let pods = ["one", "two"].map(|name| cluster.pod(name).unwrap());
         probe::until_reply(&pods[0].ns, pods[1].addr(Family::V4).unwrap(), PATIENCE).unwrap();
         let ping = start.elapsed();
-        (nodes.join().unwrap(), agents.join().unwrap(), (pods, ping))
+        (nodes.join().unwrap(), agents.join().unwrap(), ping, pods)
     });
-    let (pods, ping) = pods;
     let failed = bed.failed_sandboxes().len();
     let traffic = Traffic::start(&pods);
     let restart = bed.restart(kind);
@@ -94,7 +93,7 @@ fn measure(dir: &Path, kind: &Kind, phase: Duration) -> Run {
     }
 }
 
-/// Resident memory of the agent on node 1, in MiB.
+/// Returns the resident memory of the agent on node 1, in MiB.
 fn memory(bed: &Bed) -> f64 {
     let node = &bed.cluster.nodes()[0];
     let pid = node.run(&["pgrep", "-x", "flanneld"]).unwrap();

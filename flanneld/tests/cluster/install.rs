@@ -85,8 +85,8 @@ pub(crate) fn a_fresh_cluster_gets_its_network(dir: &Path) {
     }
 }
 
-/// The address that a server sees; a Service needs a moment.
-pub(crate) fn seen(from: &Namespace, target: SocketAddr) -> IpAddr {
+/// Returns the client's address as a [`Mirror`] sees it, once it can be reached: a Service needs a moment.
+fn seen(from: &Namespace, target: SocketAddr) -> IpAddr {
     let mut found = None;
     let mut last = None;
     let waited = wait_until("an answer", PATIENCE, || {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use flannel_core::net::Family;
 use serde_json::{Value, json};
-use testkit::cluster::{Service, WAITING};
+use testkit::cluster::{Cluster, Service, WAITING};
 use testkit::{Namespace, Pod, probe, wait_until};
 
 use crate::bed::{Bed, OURS, PATIENCE, Traffic, reaches};
@@ -26,7 +26,7 @@ pub(crate) fn agents_restart_under_traffic(dir: &Path) {
     for node in bed.cluster.nodes() {
         node.run(&["pkill", "-KILL", "-x", "flanneld"]).unwrap();
     }
-    let restarted = |cluster: &testkit::cluster::Cluster| {
+    let restarted = |cluster: &Cluster| {
         let pods = cluster.get("/api/v1/namespaces/flannelkit/pods")?;
         let restarted = |pod: &&Value| pod["status"]["containerStatuses"][0]["restartCount"] == 1;
         Ok(pods["items"].as_array().is_some_and(|pods| pods.iter().filter(restarted).count() == 2))
@@ -46,7 +46,7 @@ pub(crate) fn kubelet_and_runtime_restart_under_traffic(dir: &Path) {
         node.start(Service::Kubelet).unwrap();
         node.start(Service::Containerd).unwrap();
     }
-    // Both work again: a pod of each node starts, and another ends.
+    // Both work again: a pod starts on each node.
     for (name, nth) in [("three", 1), ("four", 2)] {
         bed.cluster.create_pod(name, nth).unwrap();
     }
@@ -92,7 +92,7 @@ pub(crate) fn pods_start_while_the_server_is_away(dir: &Path) {
     });
     let node = &bed.cluster.nodes()[0];
     let before: Vec<_> = node.pod_namespaces().unwrap();
-    fs::write(node.path("/etc/kubernetes/manifests/own.yaml"), pod.to_string()).unwrap();
+    fs::write(node.path("/etc/kubernetes/manifests/own.yaml").unwrap(), pod.to_string()).unwrap();
     let is_new = |ns: &Namespace| before.iter().all(|before| before.name() != ns.name());
     let has_link = |ns: &Namespace| ns.links().is_ok_and(|links| links.iter().any(|link| link.name == "eth0"));
     let mut own = None;

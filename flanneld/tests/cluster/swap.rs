@@ -17,7 +17,7 @@ pub(crate) fn go_flannel_is_replaced_and_replaces(dir: &Path) {
         remove(&bed, &from);
         bed.apply(&manifest);
         bed.until_agents_are_ready(&to);
-        // The plug-in of the one with the agent of the other, for pods of both.
+        // A pod that the one's plug-in attached and a pod that the other's attached reach each other.
         let name = format!("of-{}", to.set);
         bed.cluster.create_pod(&name, 1).unwrap();
         let pod = bed.cluster.pod(&name).unwrap();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use flannel_core::net::Family;
 use nix::sys::signal::Signal;
 use serde_json::json;
-use testkit::kubernetes::ApiServer;
+use testkit::kubernetes::{ApiServer, rules_without};
 use testkit::probe::{Flow, FlowReport};
 use testkit::{Families, Pod, wait_until};
 
@@ -167,6 +167,46 @@ fn an_agent_in_a_pod_finds_server_account_and_node_by_itself() {
     assert_eq!(cluster.annotation(1, "kube-subnet-manager").as_deref(), Some("true"));
     agent.until("told of the other node", || cluster.has_route(1, 2));
     assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
+}
+
+/// As `kubectl describe node` shows them.
+#[test]
+fn a_node_has_events_of_what_its_agent_waits_for_and_that_it_is_ready() {
+    // An Event a minute at most.
+    const NEXT: Duration = Duration::from_secs(180);
+    let cluster = Cluster::new(3);
+    cluster.register(1);
+    cluster.register(3);
+    cluster.ask(async |server| server.create_node(&name(2), &[]).await).unwrap();
+    let way = cluster.kubernetes.way(&cluster.site, "without-events");
+    let rules = rules_without("create", "events").unwrap();
+    cluster.ask(async |server| server.set_rules("without-events", rules, "create", "events").await).unwrap();
+    let (one, two) = (cluster.start(1), cluster.start(2));
+    let node = name(3);
+    let three = cluster.launch(3, cluster.kubernetes.args_by(&way), &[("NODE_NAME", &*node)]).ready();
+    let events = |nth: usize| {
+        let path = format!("/api/v1/namespaces/default/events?fieldSelector=involvedObject.name={}", name(nth));
+        let found = cluster.get(&path)["items"].as_array().unwrap().clone();
+        let texts = |event: serde_json::Value| ["reason", "message"].map(|key| event[key].as_str().unwrap().to_owned());
+        found.into_iter().map(texts).collect::<Vec<_>>()
+    };
+    let has = |nth: usize, reason: &str, part: &str| {
+        events(nth).iter().any(|[found, message]| found == reason && message.contains(part))
+    };
+    one.until("its Event", || has(1, "FlannelReady", "ready"));
+    two.until("its Event", || has(2, "FlannelWaits", "it has no IPv4 entry"));
+    assert_eq!((events(1).len(), events(2).len()), (1, 1), "{:?} {:?}", events(1), events(2));
+    // A right that only Events need: the agent works without.
+    three.until("the reason in its log", || three.log().contains("the Node gets no Events"));
+    assert_eq!(events(3), [] as [[String; 2]; 0]);
+    assert!(three.is_ready(), "{}", three.log());
+
+    let spec = json!({ "spec": { "podCIDR": "10.244.2.0/24", "podCIDRs": ["10.244.2.0/24"] } });
+    cluster.ask(async |server| server.patch("/api/v1/nodes/node-2", &spec).await).unwrap();
+    two.until_ready();
+    wait_until("the next Event", NEXT, || Ok(has(2, "FlannelReady", "ready"))).unwrap();
+    assert_eq!((events(1).len(), events(2).len(), events(3).len()), (1, 2, 0));
+    assert_eq!(three.log().matches("the Node gets no Events").count(), 1, "{}", three.log());
 }
 
 #[test]

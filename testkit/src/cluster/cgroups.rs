@@ -4,9 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
-
-use super::isolation::runs;
 use crate::{Context, Error, wait_until};
 
 const MOUNT: &str = "/sys/fs/cgroup";
@@ -70,39 +67,6 @@ impl Groups {
         let removed = || Ok(self.0.iter().all(|group| remove(group)));
         wait_until("the control groups are empty", PATIENCE, removed).map(drop)
     }
-
-    /// Removes what killed runs have left in `target`: their groups and directories.
-    ///
-    /// # Errors
-    /// The system's error.
-    pub(super) fn remove_left_over(target: &Path) -> Result<(), Error> {
-        for dir in runs(target)? {
-            let Ok(_alone) = lock(&dir) else { continue };
-            Self::of(&dir)?.remove()?;
-            fs::remove_dir_all(&dir).context(|| format!("removing {}", dir.display()))?;
-        }
-        Ok(())
-    }
-}
-
-/// Locks a directory, after another process has unlocked it.
-///
-/// # Errors
-/// The system's error.
-pub(super) fn lock_waiting(dir: &Path) -> Result<Flock<fs::File>, Error> {
-    let file = fs::File::open(dir).context(|| format!("opening {}", dir.display()))?;
-    Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_, error)| Error::io(format!("locking {}", dir.display()), error))
-}
-
-/// Marks the directory of a run as in use.
-///
-/// # Errors
-/// If another process holds it.
-pub(super) fn lock(dir: &Path) -> Result<Flock<fs::File>, Error> {
-    let file = fs::File::open(dir).context(|| format!("opening {}", dir.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|(_, error)| Error::io(format!("locking {}", dir.display()), error))
 }
 
 /// A group can be removed once it has no processes and no groups inside.

@@ -84,7 +84,7 @@ pub(super) fn busybox(root: &Path, name: &str, entry: &[&str], archive: &Path) -
 }
 
 /// Writes an archive of one layer, which has the files of `tree`.
-pub(super) fn write(tree: &Path, name: &str, config: &Value, archive: &Path) -> Result<(), Error> {
+fn write(tree: &Path, name: &str, config: &Value, archive: &Path) -> Result<(), Error> {
     let parts = archive.with_extension("parts");
     fs::create_dir_all(&parts).context(|| format!("creating {}", parts.display()))?;
     let layer = parts.join("layer.tar");

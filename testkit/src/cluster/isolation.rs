@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
 use std::time::Duration;
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{SigSet, Signal};
 use tempfile::TempDir;
 
-use super::cgroups::{self, Groups};
+use super::cgroups::Groups;
 use super::node::child_of;
 use crate::{Context, Error, wait_until};
 
@@ -46,10 +47,10 @@ pub fn isolated(inside: impl FnOnce(&Path) -> Result<(), Error>) -> Result<ExitC
     }
     let target = super::target();
     // One run begins at a time: until it holds its directory, another would take it for left over.
-    let begins = cgroups::lock_waiting(&target)?;
-    Groups::remove_left_over(&target)?;
+    let begins = lock(&target, FlockArg::LockExclusive)?;
+    remove_left_over(&target)?;
     let dir = TempDir::with_prefix_in(PREFIX, &target).context(|| format!("in {}", target.display()))?;
-    let _held = cgroups::lock(dir.path())?;
+    let _held = lock(dir.path(), FlockArg::LockExclusiveNonblock)?;
     drop(begins);
     let groups = Groups::of(dir.path())?;
     let status = run_inside(dir.path());
@@ -132,9 +133,21 @@ pub(super) fn outer_pid() -> Result<String, Error> {
     fs::read_to_string(&file).context(|| format!("reading {}", file.display()))
 }
 
-/// Returns the directories of runs in `target`: of those that go on, and of those that were killed.
-pub(super) fn runs(target: &Path) -> Result<Vec<PathBuf>, Error> {
+/// Locks a directory until the result is dropped.
+fn lock(dir: &Path, how: FlockArg) -> Result<Flock<fs::File>, Error> {
+    let file = fs::File::open(dir).context(|| format!("opening {}", dir.display()))?;
+    Flock::lock(file, how).map_err(|(_, error)| Error::io(format!("locking {}", dir.display()), error))
+}
+
+/// Removes the control groups and directories that killed runs have left in `target`.
+fn remove_left_over(target: &Path) -> Result<(), Error> {
     let entries = fs::read_dir(target).context(|| format!("reading {}", target.display()))?;
     let is_run = |entry: &fs::DirEntry| entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
-    Ok(entries.filter_map(Result::ok).filter(is_run).map(|entry| entry.path()).collect())
+    for dir in entries.filter_map(Result::ok).filter(is_run).map(|entry| entry.path()) {
+        // A run that continues holds it.
+        let Ok(_alone) = lock(&dir, FlockArg::LockExclusiveNonblock) else { continue };
+        Groups::of(&dir)?.remove()?;
+        fs::remove_dir_all(&dir).context(|| format!("removing {}", dir.display()))?;
+    }
+    Ok(())
 }

@@ -19,7 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin:/opt/cni/bin";
 const CONTAINERD: &str = r#"version = 2
 [plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "flannelkit.test/pause:1"
+sandbox_image = "PAUSE"
+# Lower scores need CAP_SYS_RESOURCE.
 restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "/opt/cni/bin"
@@ -119,7 +120,8 @@ impl Node {
     /// Boots a node whose network is `ns`.
     pub(super) fn boot(name: &str, ns: Namespace, setup: Setup) -> Result<Self, Error> {
         let etc = setup.data.join("etc");
-        for (file, text) in [("containerd.toml", CONTAINERD), ("kubelet.yaml", KUBELET), ("proxy.yaml", PROXY)] {
+        let containerd = CONTAINERD.replace("PAUSE", super::PAUSE);
+        for (file, text) in [("containerd.toml", &*containerd), ("kubelet.yaml", KUBELET), ("proxy.yaml", PROXY)] {
             fs::write(etc.join(file), text).context(|| format!("writing {file} of {name}"))?;
         }
         let mut node = Self { name: name.to_owned(), ns, setup, machine: None };
@@ -148,18 +150,22 @@ impl Node {
     }
 
     /// Returns a path of the node's file system, as this process sees it.
-    pub fn path(&self, path: &str) -> PathBuf {
-        let pid = self.machine.as_ref().map_or(0, |machine| machine.pid.as_raw());
-        Path::new("/proc").join(pid.to_string()).join("root").join(path.trim_start_matches('/'))
+    ///
+    /// # Errors
+    /// If the node is off.
+    pub fn path(&self, path: &str) -> Result<PathBuf, Error> {
+        let pid = self.machine()?.pid.to_string();
+        Ok(Path::new("/proc").join(pid).join("root").join(path.trim_start_matches('/')))
     }
 
-    /// Returns a command that runs on the node, in its control groups.
-    pub fn command(&self, program: &str) -> Command {
-        let pid = self.machine.as_ref().map_or(0, |machine| machine.pid.as_raw());
-        let mut command = Command::new("nsenter");
-        command.args(["--all", "--target", &pid.to_string(), "/run/enter", program]);
-        command.env_clear().env("PATH", PATH).stdin(Stdio::null());
-        command
+    fn machine(&self) -> Result<&Machine, Error> {
+        self.machine.as_ref().ok_or_else(|| Error::new(format!("{} is off", self.name)))
+    }
+
+    /// Returns the beginning of a command that runs on the node, in its control groups.
+    fn enter(&self) -> Result<[String; 5], Error> {
+        let pid = self.machine()?.pid.to_string();
+        Ok(["nsenter", "--all", "--target", &pid, "/run/enter"].map(str::to_owned))
     }
 
     /// Runs a command on the node and returns what it printed.
@@ -167,15 +173,13 @@ impl Node {
     /// # Errors
     /// If it fails, with what it printed, or takes more than two minutes.
     pub fn run(&self, words: &[&str]) -> Result<String, Error> {
-        let (program, args) = words.split_first().ok_or_else(|| Error::new("no command"))?;
-        let command = self.command(program);
-        let mut bounded = Command::new("timeout");
-        bounded.arg(PATIENCE.as_secs().to_string()).arg(command.get_program()).args(command.get_args()).args(args);
-        let output = bounded.env_clear().env("PATH", PATH).stdin(Stdio::null()).output();
+        let mut command = Command::new("timeout");
+        command.arg(PATIENCE.as_secs().to_string()).args(self.enter()?).args(words);
+        let output = command.env_clear().env("PATH", PATH).stdin(Stdio::null()).output();
         let Output { status, stdout, stderr } = output.context(|| format!("{}: running {words:?}", self.name))?;
         if !status.success() {
-            let said = String::from_utf8_lossy(&stderr);
-            return Err(Error::new(format!("{}: {}: {status}: {said}", self.name, words.join(" "))));
+            let error = String::from_utf8_lossy(&stderr);
+            return Err(Error::new(format!("{}: {}: {status}: {error}", self.name, words.join(" "))));
         }
         Ok(String::from_utf8_lossy(&stdout).into_owned())
     }
@@ -185,7 +189,7 @@ impl Node {
     /// # Errors
     /// The system's error.
     pub fn pod_namespaces(&self) -> Result<Vec<Namespace>, Error> {
-        let dir = self.path("/run/netns");
+        let dir = self.path("/run/netns")?;
         let entries = fs::read_dir(&dir).context(|| format!("reading {}", dir.display()))?;
         // One that is just being made or removed is an ordinary file.
         let open = |entry: fs::DirEntry| Namespace::open(&entry.file_name().to_string_lossy(), &entry.path()).ok();
@@ -199,8 +203,10 @@ impl Node {
     pub fn start(&mut self, service: Service) -> Result<(), Error> {
         let program = format!("/opt/programs/{}-{VERSION}", service.name());
         // As a machine's service manager does.
-        let mut command = self.command("sh");
-        command.args(["-c", "while :; do \"$@\"; sleep 0.2; done", "supervisor"]);
+        let [nsenter, options @ ..] = self.enter()?;
+        let mut command = Command::new(nsenter);
+        command.env_clear().env("PATH", PATH).stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+        command.args(options).args(["sh", "-c", "while :; do \"$@\"; sleep 0.2; done", "supervisor"]);
         match service {
             Service::Containerd => command.args(["containerd", "--config", "/etc/kubernetes/containerd.toml"]),
             Service::Kubelet => command
@@ -215,9 +221,10 @@ impl Node {
         };
         let log = self.setup.data.join(format!("{}.log", service.name()));
         self.stop(service)?;
-        let process = Process::start(command.stdout(Stdio::null()).process_group(0), &log)?;
-        let machine = self.machine.as_mut().ok_or_else(|| Error::new("the node is off"))?;
-        machine.services.push((service, process));
+        let process = Process::start(&mut command, &log)?;
+        if let Some(machine) = &mut self.machine {
+            machine.services.push((service, process));
+        }
         if service == Service::Containerd {
             let waited = wait_until("containerd", PATIENCE, || Ok(self.run(&["ctr", "version"]).is_ok()));
             waited.map_err(|error| Error::new(format!("{error}:\n{}", self.log(service))))?;

@@ -25,7 +25,9 @@ mount -t tmpfs shm "$root/dev/shm"
 mount -t mqueue mqueue "$root/dev/mqueue"
 ln -s pts/ptmx "$root/dev/ptmx"
 ln -s /proc/self/fd "$root/dev/fd"
-for number in 0 1 2; do ln -s "/proc/self/fd/$number" "$root/dev/$(cut -d' ' -f$((number + 1)) <<<'stdin stdout stderr')"; done
+ln -s /proc/self/fd/0 "$root/dev/stdin"
+ln -s /proc/self/fd/1 "$root/dev/stdout"
+ln -s /proc/self/fd/2 "$root/dev/stderr"
 
 mount -t tmpfs -o mode=755 cgroup "$root/sys/fs/cgroup"
 # Those of version 1: a hierarchy has several controllers, or a name.

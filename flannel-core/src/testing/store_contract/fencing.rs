@@ -38,14 +38,14 @@ pub async fn release_frees_and_leaves_a_successor_alone(harness: &mut dyn Harnes
     let lease = a.acquire(&*one).await;
     ok(one.release(lease.clone()).await, "release");
     assert_eq!(ok(two.previous(&a.id).await, "previous"), [], "release: the record must be gone");
-    ok(one.release(lease.clone()).await, "release of what was released: that is success");
+    ok(one.release(lease.clone()).await, "release: repeating it must succeed");
     let taken = b.acquire_preferring(&*two, lease.subnets).await;
     assert_eq!(taken.subnets, lease.subnets, "release: must free the subnet");
-    ok(one.release(lease.clone()).await, "release of what is another's by now: that is success");
+    ok(one.release(lease.clone()).await, "release: must succeed if another node has the subnets by now");
     let records = snapshot(&*two).await;
     assert_eq!(snapshot_key(&records, &taken.key).attrs, b.attrs, "release: must leave another's record alone");
     let elsewhere = a.acquire(&*one).await;
-    ok(one.release(lease).await, "release of a lease of before");
+    ok(one.release(lease).await, "release of an earlier lease");
     ok(one.renew(&elsewhere).await, "renew: releasing an older lease must not free the newer one");
 }
 
