@@ -169,8 +169,8 @@ impl fmt::Display for Rationale {
         }
         for (nth, candidate) in self.candidates.iter().enumerate() {
             let separator = if nth == 0 { "" } else { "; " };
-            let verdict = if candidate.taken { "taken" } else { "not taken" };
-            write!(f, "{separator}{} {:?} {verdict}: {}", candidate.name, candidate.addresses, candidate.why)?;
+            let verdict = if candidate.taken { "selected" } else { "not selected" };
+            write!(f, "{separator}{verdict} {} {:?} ({})", candidate.name, candidate.addresses, candidate.why)?;
         }
         if self.more > 0 {
             write!(f, "; and {} more", self.more)?;
@@ -224,7 +224,7 @@ pub enum Problem {
     #[error("the list of selections is empty; give at least one")]
     NothingAsked,
     /// No interface matches.
-    #[error("there is none; correct the selection, or create it first")]
+    #[error("no such interface; correct the selection, or create it first")]
     NoSuchInterface,
     /// The interface has no usable address.
     #[error("{link} has no usable {family} address; give it one, or turn {family} off in the network config")]
@@ -501,7 +501,7 @@ impl Search<'_> {
             let asked_for = found == Some(*index);
             let why = match problem {
                 Some(problem) if asked_for => problem.to_string(),
-                None if asked_for => format!("is {}", self.wanted),
+                None if asked_for => self.wanted.to_string(),
                 _ => self.why_not(*index),
             };
             Candidate {
@@ -534,10 +534,18 @@ impl Search<'_> {
             }
             Select::Name(_) => "has another name".to_owned(),
             Select::Ip(addr) => format!("does not have {addr}"),
-            Select::Regex(pattern) => format!("does not match {pattern}, or is not the first that does"),
+            Select::Regex(pattern) if self.matches(index, pattern) => {
+                format!("matches {pattern}, but is not the first")
+            }
+            Select::Regex(pattern) => format!("does not match {pattern}"),
             Select::CanReach(addr) => format!("the best route to {addr} does not use it"),
             Select::FirstOf(_) => "nothing was asked for".to_owned(),
         }
+    }
+
+    fn matches(&self, index: u32, pattern: &Pattern) -> bool {
+        let by_name = self.facts.links.get(&index).is_some_and(|link| pattern.matches(link.name.as_str()));
+        by_name || self.addresses(index).iter().any(|addr| pattern.matches(&addr.to_string()))
     }
 
     fn name_of(&self, index: u32) -> String {

@@ -68,10 +68,10 @@ pub enum Reason {
     #[error("{0}")]
     BackendData(Skip),
     /// Its MAC address is zero or a group address.
-    #[error("MAC address {0} is not a device's own")]
+    #[error("MAC address {0} is zero or a group address")]
     BadMac(MacAddr),
     /// Its subnet overlaps that of another record, which takes precedence.
-    #[error("subnet {subnet} overlaps {other}, which the record {with} holds")]
+    #[error("subnet {subnet} overlaps {other} of the record {with}")]
     Overlap {
         /// The record's subnet.
         subnet: Prefix,
@@ -81,7 +81,7 @@ pub enum Reason {
         with: LeaseKey,
     },
     /// Its MAC address is that of another record, which takes precedence.
-    #[error("MAC address {mac} is that of the record {with}")]
+    #[error("MAC address {mac} is also in the record {with}")]
     SameMac {
         /// The MAC address.
         mac: MacAddr,
@@ -89,7 +89,7 @@ pub enum Reason {
         with: LeaseKey,
     },
     /// Its subnet overlaps this node's own.
-    #[error("subnet {subnet} overlaps our own {own}")]
+    #[error("subnet {subnet} overlaps this node's own {own}")]
     OverlapsOwn {
         /// The record's subnet.
         subnet: Prefix,
@@ -116,7 +116,7 @@ pub enum Reason {
     },
     /// Its public address is the first or last address of a prefix that this node is connected to, which no host can
     /// have.
-    #[error("public address {addr} is no host's: it is the first or the last address of {connected}")]
+    #[error("public address {addr} is the first or the last address of {connected}, which no host can have")]
     NoHost {
         /// The record's public address.
         addr: IpAddr,
@@ -124,10 +124,10 @@ pub enum Reason {
         connected: Prefix,
     },
     /// Its public address is this node's own.
-    #[error("public address {0} is our own")]
+    #[error("public address {0} is this node's own")]
     OwnAddress(IpAddr),
     /// Its MAC address is this node's own.
-    #[error("MAC address {0} is our own")]
+    #[error("MAC address {0} is this node's own")]
     OwnMac(MacAddr),
 }
 
@@ -243,15 +243,15 @@ impl Reason {
                 "give that node's agent a public address that other nodes can send to"
             }
             Self::PublicInsideNetwork { .. } => "choose a network that contains no address of a node",
-            Self::BackendData(_) | Self::BadMac(_) => "restart that node's agent: it publishes its data anew",
+            Self::BackendData(_) | Self::BadMac(_) => "restart that node's agent, which publishes its data again",
             Self::Overlap { .. } | Self::SameMac { .. } => {
                 "delete the record whose node is gone, or restart the agent that wrote this one"
             }
             Self::OverlapsOwn { .. } | Self::OwnAddress(_) | Self::OwnMac(_) => {
-                "find the node that says so: two nodes must not be one; delete its record if it is gone"
+                "two nodes publish the same: give one of them another name or address, or delete the record if its node is gone"
             }
             Self::Covers { .. } | Self::CoversConnected { .. } => {
-                "delete the record, and choose a network that contains nothing of the nodes' own"
+                "delete the record, and choose a network that contains no address or route of the nodes"
             }
         }
     }

@@ -273,8 +273,8 @@ pub(crate) fn choose(
 pub(crate) fn uplink_trouble(NodeContext { uplink, host, .. }: &NodeContext) -> Option<String> {
     let link = host.links.get(&uplink.index)?;
     match (link.up, link.carrier) {
-        (false, _) => Some(format!("{} is down; set it up", uplink.name)),
-        (true, false) => Some(format!("{} has no carrier; see to its cable, or to what it stands on", uplink.name)),
+        (false, _) => Some(format!("{0} is down: ip link set {0} up", uplink.name)),
+        (true, false) => Some(format!("{} has no carrier: check its cable or its lower device", uplink.name)),
         (true, true) => None,
     }
 }

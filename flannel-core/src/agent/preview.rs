@@ -36,10 +36,10 @@ pub enum HeldBecause {
     #[error("{0}")]
     Withheld(WithheldBecause),
     /// Another program keeps changing the object. The write waits until this time.
-    #[error("somebody else keeps changing it: find out who, until then it is written ever more seldom")]
+    #[error("another program keeps changing it: find that program; until then writes are spaced out")]
     Flapping(BootTime),
     /// A write that it depends on waits.
-    #[error("waits with what it stands on")]
+    #[error("depends on an object that is deferred")]
     StandsOnHeld,
 }
 
@@ -68,7 +68,7 @@ impl fmt::Display for Preview {
             writeln!(f, "and {untold} more conflicts")?;
         }
         for Held { op, because } in &self.held {
-            writeln!(f, "held: {}: {because}", OpText { op, scope: &self.scope })?;
+            writeln!(f, "deferred: {}: {because}", OpText { op, scope: &self.scope })?;
         }
         if self.is_settled() {
             writeln!(f, "nothing to do")?;

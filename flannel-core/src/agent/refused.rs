@@ -126,7 +126,7 @@ pub(crate) fn kept_out(op: &Op, error: &KernelError) -> Option<Conflict> {
     Some(Conflict {
         object: Object::Route(*prefix),
         found: format!("another device's route to {gateway} ({message})"),
-        remedy: format!("not made by this overlay: delete it (ip -6 route show match {gateway}) or move it elsewhere"),
+        remedy: format!("not managed by this overlay: delete it or move it (ip -6 route show match {gateway})"),
     })
 }
 

@@ -75,7 +75,7 @@ pub enum HandleError {
     Ended(Ended),
     /// The lease store has not listed the peers yet. Retry once [`Status::listed`] is true; [`Status::store`] shows the
     /// state of the store.
-    #[error("not synced yet: the lease store has not said which peers there are; see the status for what keeps it")]
+    #[error("the lease store has not listed the peers yet; the status says why")]
     NotSynced,
     /// The kernel could not be read. Retry.
     #[error("reading the kernel")]

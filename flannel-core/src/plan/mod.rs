@@ -201,7 +201,7 @@ impl<'a> Planner<'a> {
         self.conflicts.extend(outside.into_iter().map(|object| Conflict {
             object,
             found: "outside the scope of the overlay".to_owned(),
-            remedy: "mend the backend: devices() has to name each device, a route has to be in the network, and in a slot \
+            remedy: "correct the backend: devices() has to name each device, a route has to be in the network, and in a slot \
                      that the overlay was built with"
                 .to_owned(),
         }));
@@ -341,7 +341,7 @@ impl<'a> Planner<'a> {
             object: Object::Link(id),
             found: describe_link(foreign),
             remedy: format!(
-                "not made by this overlay: rename it or delete it (ip link delete {}), or choose another {}",
+                "not managed by this overlay: rename it or delete it (ip link delete {}), or choose another {}",
                 foreign.name,
                 match foreign.kind {
                     LinkKind::Vxlan(_) => "VNI",

@@ -130,9 +130,7 @@ impl Planner<'_> {
         self.conflicts.push(Conflict {
             object: Object::Route(prefix),
             found: text(format_args!("{}", RouteText { prefix, route: foreign, scope: self.scope })),
-            remedy: text(format_args!(
-                "not made by this overlay: delete it (ip route delete {prefix} ...) or move it elsewhere"
-            )),
+            remedy: text(format_args!("not managed by this overlay: delete it (ip route delete {prefix}) or move it")),
         });
     }
 

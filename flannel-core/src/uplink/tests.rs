@@ -84,9 +84,9 @@ fn the_default_route_gives_interface_and_addresses_of_both_families() {
     assert_eq!(choice.public, choice.uplink.addrs);
     assert_eq!(
         choice.rationale.to_string(),
-        "eth0 [192.0.2.2, 2001:db8::2, fe80::2] taken: is the interface of the default route; \
-         lo [] not taken: no default route uses it; \
-         eth1 [198.51.100.3, 2001:db8:1::3] not taken: no default route uses it"
+        "selected eth0 [192.0.2.2, 2001:db8::2, fe80::2] (the interface of the default route); \
+         not selected lo [] (no default route uses it); \
+         not selected eth1 [198.51.100.3, 2001:db8:1::3] (no default route uses it)"
     );
 }
 

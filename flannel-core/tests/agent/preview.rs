@@ -39,7 +39,7 @@ async fn a_preview_holds_back_what_the_start_would() {
             && matches!(held.op, Op::DeleteRoute { .. })
     };
     assert_eq!(preview.held.iter().filter(withheld).count(), 20, "{preview}");
-    assert!(!preview.is_settled() && preview.to_string().contains("held: "), "{preview}");
+    assert!(!preview.is_settled() && preview.to_string().contains("deferred: "), "{preview}");
 }
 
 #[tokio::test(start_paused = true)]
