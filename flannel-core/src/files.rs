@@ -1,6 +1,8 @@
 //! Crash-safe files, in directories that other users may be able to write to. They keep an agent's state between runs.
 //!
-//! All functions here block on disk I/O: do not call them from an async task.
+//! All functions here but [`changes`] block on disk I/O: do not call them from an async task.
+
+mod changes;
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -8,6 +10,8 @@ use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::text::Plain;
+
+pub use changes::changes;
 
 /// Which owners and permissions a file must have to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -428,6 +428,10 @@ pub enum LeaseEvent {
     /// ([`ThisNode::public`](crate::subnet::ThisNode::public)). An agent without a lease tries to acquire one again; an
     /// agent with a lease renews it. A store that keeps such settings also sends this event after each `Reset`.
     ThisNode(Dual<IpAddr>),
+    /// The network's configuration may have changed. The agent reads it again, and shows in its status if it differs
+    /// from the one in force. A store that cannot detect such changes never sends this event; the agent then reads the
+    /// configuration when contact with the store is restored. It may come before the first `Reset`.
+    ConfigChanged,
 }
 
 #[cfg(test)]

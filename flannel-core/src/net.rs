@@ -60,6 +60,17 @@ impl<T> Default for Dual<T> {
     }
 }
 
+/// The values, IPv4 first, with a comma between them.
+impl<T: fmt::Display> fmt::Display for Dual<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.v4, &self.v6) {
+            (Some(v4), Some(v6)) => write!(f, "{v4},{v6}"),
+            (Some(one), None) | (None, Some(one)) => one.fmt(f),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
 impl<T> Dual<T> {
     /// Returns the value of one family.
     pub fn get(&self, family: Family) -> Option<&T> {

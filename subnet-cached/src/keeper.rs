@@ -96,7 +96,7 @@ impl Keeper {
     /// Records an answer of the store itself.
     pub(crate) fn learn(&self, learn: impl FnOnce(&mut Known) -> Changed) {
         if std::mem::take(&mut self.state().standing_in) {
-            tracing::info!(path = %self.path.display(), "the lease store is back: the state file is not needed");
+            tracing::info!(target: "flannel::store", path = %self.path.display(), "lease store reachable again: no longer using the state file");
         }
         self.note(learn);
     }
@@ -164,7 +164,7 @@ impl Keeper {
     pub(crate) fn standing_in(&self, error: &SubnetError) {
         if !std::mem::replace(&mut self.state().standing_in, true) {
             let error = chain(error);
-            tracing::warn!(path = %self.path.display(), error, "going by the state file while the lease store is away");
+            tracing::warn!(target: "flannel::store", path = %self.path.display(), error, "lease store unreachable: using the lease and peers of the state file");
         }
     }
 
@@ -197,7 +197,7 @@ impl Keeper {
             Ok(None) => {}
             Ok(Some(before)) => self.state().known.recall(before),
             Err(reason) => {
-                tracing::warn!(path = %self.path.display(), reason, "the state file is of no use and ignored");
+                tracing::warn!(target: "flannel::store", path = %self.path.display(), reason, "state file ignored");
             }
         }
     }
@@ -234,7 +234,9 @@ impl Keeper {
         let mut state = self.state();
         let was = std::mem::replace(&mut state.trouble, written.as_ref().err().map(|error| chain(error)));
         match &written {
-            Ok(()) if was.is_some() => tracing::info!(path = %self.path.display(), "the state file is written again"),
+            Ok(()) if was.is_some() => {
+                tracing::info!(target: "flannel::store", path = %self.path.display(), "state file written again")
+            }
             Ok(()) => {}
             Err(error) => {
                 state.unsaved = Some(since);
@@ -246,7 +248,7 @@ impl Keeper {
                 self.changed.notify_waiters();
                 if was.is_none() {
                     let error = chain(error);
-                    tracing::warn!(error, "the state file was not written: a boot without the store may lack peers");
+                    tracing::warn!(target: "flannel::store", error, "cannot write the state file; a boot without the lease store may lack peers");
                 }
             }
         }

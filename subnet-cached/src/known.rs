@@ -202,7 +202,7 @@ impl Known {
                 let removed = self.records.as_mut().and_then(|records| records.remove(key)).is_some();
                 own.or(Changed::when(removed))
             }
-            LeaseEvent::Resumed => Changed::when(false),
+            LeaseEvent::Resumed | LeaseEvent::ConfigChanged => Changed::when(false),
             LeaseEvent::ThisNode(public) => match &mut self.this_node {
                 Some(node) => Changed::when(std::mem::replace(&mut node.public, *public) != *public),
                 None => Changed::No,

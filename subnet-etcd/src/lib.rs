@@ -29,6 +29,7 @@
 //! ```
 
 mod config;
+mod config_watch;
 mod connect;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -48,7 +49,8 @@ use flannel_core::clock::{Clock, SystemClock};
 use flannel_core::config::NetworkConfig;
 use flannel_core::lease::{Lease, LeaseEvent, Record};
 use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
-use futures_util::stream::BoxStream;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
 
 pub use config::{
     ClearText, ClientCertificate, Config, ConfigError, Credentials, KeyPrefix, Password, Secret, Timeouts, Tls, Ttl,
@@ -142,6 +144,7 @@ impl EtcdSubnets {
             ttl,
             clock: Arc::new(SystemClock::default()),
             unacknowledged: Arc::default(),
+            config_seen: Arc::default(),
         };
         Self { store: Arc::new(store) }
     }
@@ -178,6 +181,6 @@ impl SubnetManager for EtcdSubnets {
     }
 
     fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
-        watch::watch(Arc::clone(&self.store))
+        stream::select(watch::watch(Arc::clone(&self.store)), config_watch::watch(Arc::clone(&self.store))).boxed()
     }
 }

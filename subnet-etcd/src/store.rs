@@ -12,6 +12,7 @@ use flannel_core::net::{Dual, Prefix};
 use flannel_core::subnet::{NodeIdentity, SubnetError, Want};
 
 use crate::config::Ttl;
+use crate::config_watch::ConfigSeen;
 use crate::connect::Connector;
 use crate::error::Fault;
 use crate::list::{after_prefix, gather, list};
@@ -29,6 +30,7 @@ pub(crate) struct Store {
     pub(crate) ttl: Ttl,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) unacknowledged: Arc<UnacknowledgedWrites>,
+    pub(crate) config_seen: Arc<ConfigSeen>,
 }
 
 /// How often an acquire reads everything again after others changed what it had read. In a race for new leases this
@@ -55,7 +57,9 @@ const CONFIG: &str = "reading the network configuration";
 
 impl Store {
     pub(crate) async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
-        Ok(self.config().await?.0)
+        let (config, revision) = self.config().await?;
+        self.config_seen.note(revision);
+        Ok(config)
     }
 
     pub(crate) fn parse_config(&self, text: &[u8]) -> Result<NetworkConfig, SubnetError> {

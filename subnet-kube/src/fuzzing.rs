@@ -71,6 +71,7 @@ fn shown(event: Option<LeaseEvent>) -> Vec<Record> {
     match event {
         Some(LeaseEvent::Reset(records)) => records,
         Some(LeaseEvent::Upsert(record)) => vec![record],
-        Some(LeaseEvent::Remove(_) | LeaseEvent::Resumed | LeaseEvent::ThisNode(_)) | None => Vec::new(),
+        Some(LeaseEvent::Remove(_) | LeaseEvent::Resumed | LeaseEvent::ThisNode(_) | LeaseEvent::ConfigChanged)
+        | None => Vec::new(),
     }
 }

@@ -242,7 +242,7 @@ pub(crate) mod tests {
             }
             LeaseEvent::Upsert(record) => drop(records.insert(record.key.clone(), record)),
             LeaseEvent::Remove(key) => assert!(records.remove(&key).is_some(), "{key} goes and was not there"),
-            LeaseEvent::Resumed | LeaseEvent::ThisNode(_) => {}
+            LeaseEvent::Resumed | LeaseEvent::ThisNode(_) | LeaseEvent::ConfigChanged => {}
         }
     }
 

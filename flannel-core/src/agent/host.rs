@@ -104,7 +104,7 @@ impl Machine {
         context.previous = Some(Arc::clone(&local.lease));
         let moved = context.uplink != old.uplink || context.public != old.public;
         if moved {
-            self.events.push(Event::UplinkChanged(context.uplink.clone()));
+            self.events.push(Event::UplinkChanged { before: old.uplink.clone(), uplink: context.uplink.clone() });
         }
         if moved || context.host != old.host {
             // Only the host differs from what is published now.

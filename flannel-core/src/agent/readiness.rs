@@ -70,7 +70,7 @@ pub enum End {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Stopped => f.write_str("it was told to"),
+            Self::Stopped => f.write_str("stopped on request"),
             Self::Failed(error) => write!(f, "{}", Plain(error)),
             Self::Panicked(message) => write!(f, "it panicked: {}", Plain(message)),
             Self::Dropped => f.write_str("its future was dropped"),
@@ -132,17 +132,17 @@ impl Wait {
     /// Returns what to do if the wait persists.
     pub fn remedy(&self) -> &'static str {
         match self {
-            Self::Run => "run the overlay; how the last run ended says whether something has to be mended first",
+            Self::Run => "start the agent; how it ended before says whether something has to be corrected first",
             Self::Store { .. } | Self::Peers { .. } => {
-                "see that the lease store runs, can be reached and lets this node in"
+                "check that the lease store runs, is reachable, and grants this node access"
             }
-            Self::Kernel { .. } => "see that the kernel answers, and that this process may configure its network",
+            Self::Kernel { .. } => "check that this process may configure the network (CAP_NET_ADMIN)",
             Self::Uplink { .. } => "bring the interface up, or select another one",
-            Self::Lease { .. } => "see to what the store says it lacks: a free subnet, or this node's registration",
-            Self::Device { .. } | Self::Writes { .. } => {
-                "see that the kernel takes the devices and routes: the conflicts and refusals in the status name them"
+            Self::Lease { .. } => {
+                "provide what the lease store reports as missing: a free subnet, or this node's registration"
             }
-            Self::SubnetEnv { .. } => "see that its directory can be written",
+            Self::Device { .. } | Self::Writes { .. } => "resolve the conflicts and refusals that the status lists",
+            Self::SubnetEnv { .. } => "make its directory writable",
         }
     }
 
@@ -165,7 +165,7 @@ impl Wait {
 impl fmt::Display for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Run => f.write_str("a run")?,
+            Self::Run => f.write_str("the agent to be started")?,
             Self::Store { .. } => f.write_str("the lease store")?,
             Self::Kernel { .. } => f.write_str("the kernel")?,
             Self::Uplink { .. } => f.write_str("an uplink")?,
@@ -198,6 +198,8 @@ pub struct Degraded {
     pub conflicts: usize,
     /// Objects that another program keeps changing: [`Status::flapping`].
     pub flapping: usize,
+    /// 1 while another agent writes this node's record: [`Status::contended`].
+    pub contended: usize,
     /// Writes that the kernel refused: [`Status::refused`].
     pub refused: usize,
     /// Undone writes that are not caused by a peer's record: [`Status::undone`].
@@ -207,24 +209,25 @@ pub struct Degraded {
 impl Degraded {
     /// Returns the sum of all counts.
     pub fn total(&self) -> usize {
-        let Self { quarantined, dropped, skipped, conflicts, flapping, refused, undone } = *self;
-        quarantined + dropped + skipped + conflicts + flapping + refused + undone
+        let Self { quarantined, dropped, skipped, conflicts, flapping, contended, refused, undone } = *self;
+        quarantined + dropped + skipped + conflicts + flapping + contended + refused + undone
     }
 }
 
 impl fmt::Display for Degraded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = [
-            (self.quarantined, "quarantined"),
-            (self.dropped, "dropped"),
-            (self.skipped, "skipped"),
-            (self.conflicts, "in conflict"),
-            (self.flapping, "flapping"),
-            (self.refused, "refused"),
-            (self.undone, "undone"),
+            (self.contended, "other agent writes this node's lease", "other agents write this node's lease"),
+            (self.skipped, "peer skipped", "peers skipped"),
+            (self.quarantined, "invalid record", "invalid records"),
+            (self.dropped, "record dropped", "records dropped"),
+            (self.conflicts, "conflicting object", "conflicting objects"),
+            (self.flapping, "object changed by another program", "objects changed by another program"),
+            (self.refused, "write refused", "writes refused"),
+            (self.undone, "write undone", "writes undone"),
         ];
-        for (nth, (count, what)) in counts.into_iter().filter(|(count, _)| *count > 0).enumerate() {
-            write!(f, "{}{count} {what}", if nth == 0 { "" } else { ", " })?;
+        for (nth, (count, one, many)) in counts.into_iter().filter(|(count, ..)| *count > 0).enumerate() {
+            write!(f, "{}{count} {}", if nth == 0 { "" } else { ", " }, if count == 1 { one } else { many })?;
         }
         Ok(())
     }
@@ -287,6 +290,7 @@ impl Status {
             skipped: self.peers.skipped,
             conflicts: self.conflict_count,
             flapping: self.flapping.len(),
+            contended: self.contended.is_some().into(),
             refused: self.refused.len(),
             undone: self.undone,
         };

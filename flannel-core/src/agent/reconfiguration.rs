@@ -1,6 +1,7 @@
 //! Checks whether the configuration in the store is still the one in force.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::agent::status::{Contact, Event};
 use crate::agent::{ConfigPolicy, Machine};
@@ -8,6 +9,10 @@ use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
 use crate::subnet::SubnetError;
+use crate::text::chain;
+
+/// The shortest time between two requests that succeed.
+const SPACING: Duration = Duration::from_secs(1);
 
 /// When to ask the store for its configuration: each time contact is restored, until the store has answered.
 #[derive(Debug)]
@@ -19,17 +24,30 @@ pub(crate) struct Reconfiguration {
     void: bool,
     /// Whether the store has confirmed the configuration that the agent started with.
     confirmed: bool,
+    /// The earliest time of the next request.
+    not_before: BootTime,
+    /// Why the present configuration cannot be read.
+    rejected: Option<String>,
     backoff: Backoff,
 }
 
 impl Reconfiguration {
     pub(crate) fn new(jitter: Jitter) -> Self {
-        Self { due: None, under_way: false, void: false, confirmed: false, backoff: Backoff::new(jitter) }
+        Self {
+            due: None,
+            under_way: false,
+            void: false,
+            confirmed: false,
+            not_before: BootTime::default(),
+            rejected: None,
+            backoff: Backoff::new(jitter),
+        }
     }
 
-    /// Schedules a request: contact was restored, or the store has refused a lease of the configuration in force.
+    /// Schedules a request: contact was restored, the store has reported a change, or it has refused a lease of the
+    /// configuration in force.
     pub(crate) fn ask(&mut self) {
-        self.due = Some(BootTime::default());
+        self.due = Some(self.not_before);
     }
 
     /// Postpones the request until contact with the store is restored.
@@ -59,9 +77,16 @@ impl Reconfiguration {
     }
 
     /// Notes the store's answer.
-    pub(crate) fn answered(&mut self, is_same: bool) {
+    pub(crate) fn answered(&mut self, is_same: bool, now: BootTime) {
         self.confirmed |= is_same;
+        (self.not_before, self.rejected) = (now.after(SPACING), None);
         self.backoff.reset();
+    }
+
+    /// Notes why the configuration cannot be read. Returns the reason if it is a new one.
+    fn reject(&mut self, reason: String) -> Option<String> {
+        let is_new = self.rejected.as_ref() != Some(&reason);
+        is_new.then(|| self.rejected.insert(reason).clone())
     }
 
     /// Notes that there was no answer. The request is repeated if contact with the store is otherwise live (`speaks`).
@@ -90,12 +115,18 @@ impl Machine {
 
     pub(super) fn config_answer(&mut self, now: BootTime, answer: Result<NetworkConfig, SubnetError>) {
         let own_word = self.reconfiguration.takes_answer();
-        let Some(config) = answer.ok().filter(|_| own_word) else {
-            return self.reconfiguration.unanswered(now, self.status.store == Contact::Live);
+        let config = match answer {
+            Ok(config) if own_word => config,
+            answer => {
+                if let Err(error @ (SubnetError::Invalid { .. } | SubnetError::Unconfigured { .. })) = answer {
+                    self.events.extend(self.reconfiguration.reject(chain(&error)).map(Event::ConfigRejected));
+                }
+                return self.reconfiguration.unanswered(now, self.status.store == Contact::Live);
+            }
         };
         let in_force = &self.local.context.config;
         let is_same = in_force.is_same_overlay(&config) && in_force.enable_nftables == config.enable_nftables;
-        self.reconfiguration.answered(is_same);
+        self.reconfiguration.answered(is_same, now);
         let reconfigured = (!is_same).then(|| Arc::new(config));
         if self.status.reconfigured != reconfigured {
             self.events.extend(reconfigured.clone().map(Event::ConfigChanged));

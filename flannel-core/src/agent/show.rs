@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::admit::Change;
 use crate::agent::status::{Contact, EnvFile, Event, PeerCounts, Phase, Status, SubscriptionState, WithheldBecause};
 use crate::agent::wanted;
+use crate::backend::Skip;
 use crate::clock::BootTime;
 use crate::kernel::{Limitation, LinkId, LinkName, Object, State};
 use crate::lease::LeaseKey;
@@ -122,6 +123,7 @@ impl Machine {
     }
 
     pub(super) fn show_skips(&mut self, skips: wanted::Skips) {
+        self.report_skips(&skips);
         self.show(|status| {
             status.peers.skipped = skipped_peers(&skips);
             if *status.skipped != skips {
@@ -134,6 +136,7 @@ impl Machine {
         if skips.is_empty() && self.status.skipped.is_empty() {
             return;
         }
+        self.report_skips(&skips);
         self.show(|status| {
             let skipped = Arc::make_mut(&mut status.skipped);
             for key in keys {
@@ -143,6 +146,13 @@ impl Machine {
             status.peers.skipped += skipped_peers(&skips);
             skipped.extend(skips);
         });
+    }
+
+    fn report_skips(&mut self, skips: &wanted::Skips) {
+        let known = &self.status.skipped;
+        let fresh = skips.iter().filter(|(place, skip)| known.get(place) != Some(skip));
+        let fresh = fresh.filter(|(_, skip)| !matches!(skip, Skip::Unprogrammed(_)));
+        self.events.extend(fresh.map(|((key, family), skip)| Event::PeerSkipped(key.clone(), *family, skip.clone())));
     }
 
     pub(super) fn show_conflicts<'a>(&mut self, conflicts: impl Iterator<Item = &'a Conflict> + Clone) {
@@ -196,6 +206,11 @@ impl Machine {
     pub(super) fn show_contended(&mut self) {
         let contended = self.renewal.contended();
         if self.status.contended != contended {
+            match (self.status.contended, contended) {
+                (None, Some(contended)) => self.events.push(Event::LeaseContended(contended)),
+                (Some(_), None) => self.events.push(Event::LeaseUncontended),
+                _ => {}
+            }
             self.show(|status| status.contended = contended);
         }
     }

@@ -96,8 +96,11 @@ pub enum SubscriptionState {
     Broken,
 }
 
-/// Another program repeatedly changes or deletes this node's record, most likely another agent under the same node
-/// name. Run only one agent per name. Cleared once the lease has been undisturbed for 30 s.
+/// Another program writes this node's record, or keeps deleting it: most likely another agent with the same node name
+/// or the same public address. Run only one agent for each. Cleared once the lease has been undisturbed for 30 s.
+///
+/// A record that is deleted once, or lost with the store's data, does not count. A Go flannel with the same public
+/// address writes the record when it starts and when it renews its lease, and does not answer: it shows for 30 s then.
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -146,19 +149,19 @@ pub enum EnvFile {
 pub enum WithheldBecause {
     /// Most peers left at once. Their objects are deleted at this time unless the peers return; while the store is
     /// away, the deletion waits until it is back.
-    #[error("most peers went at once: deleted unless they come back within a minute")]
+    #[error("most peers disappeared at once: deleted after 60 s unless they return")]
     MassRemoval(BootTime),
     /// The agent started from a snapshot of a store that is away, and the snapshot lacks the prefix. The deletion waits
     /// until the store is back.
-    #[error("the snapshot of a store that is away does not know it: the store decides once it is back")]
+    #[error("not in the state file: kept until the lease store is reachable")]
     Unconfirmed,
-    /// A record that does not parse names the prefix.
-    #[error("a record that does not parse names it: mend or delete the record")]
+    /// A record that is not accepted as a peer names the prefix.
+    #[error("a record that is not accepted as a peer names it: correct or delete the record")]
     BadRecord,
     /// Its route leads to a peer in a prefix of one of the host's addresses, and the connected route to that prefix is
     /// missing. The kernel keeps using the route, but would not accept it again. It is not deleted before the connected
     /// route is back; a route through the tunnel replaces it after 10 s without the connected route.
-    #[error("the connected route to its gateway is missing, without which its route could not be added again: add it")]
+    #[error("the connected route to its gateway is missing: add it, or its route could not be added again")]
     Unreached,
 }
 
@@ -177,9 +180,9 @@ impl Refusal {
     pub fn remedy(&self) -> &'static str {
         match self.peer {
             Some(_) => {
-                "correct what that node publishes, or delete its record; if no peer's is taken, see to this node's kernel"
+                "correct what that node publishes, or delete its record; if the kernel refuses all peers, the cause is on this node"
             }
-            None => "give the kernel what it asks for (memory, privileges); it is tried again until then",
+            None => "fix the cause that the kernel gives (memory, privileges); the write is retried",
         }
     }
 }
@@ -322,10 +325,10 @@ pub enum LossReason {
     #[error("its record was deleted")]
     Deleted,
     /// Its record now belongs to another node. Only if the store identifies nodes by address.
-    #[error("its record is another node's")]
+    #[error("another node wrote its record: duplicate node name or address?")]
     Taken,
     /// It expired before the store could be reached.
-    #[error("it ran out before the store could be reached")]
+    #[error("it expired before the lease store could be reached")]
     Expired,
     /// The store refused it, its record is damaged or names other subnets, or another node has its subnets. The reason
     /// as text.
@@ -343,8 +346,15 @@ pub enum Event {
     LeaseRenewed(Arc<Lease>),
     /// The lease was lost. The [`LossPolicy`](crate::overlay::LossPolicy) decides what follows.
     LeaseLost(LossReason),
+    /// Another program writes this node's record: see [`Status::contended`].
+    LeaseContended(Contended),
+    /// No other program has written this node's record for 30 s.
+    LeaseUncontended,
     /// The configuration in the store differs from the one in force: see [`Status::reconfigured`].
     ConfigChanged(Arc<NetworkConfig>),
+    /// The configuration in the store cannot be read: it is missing or not valid, for this reason. The one in force
+    /// stays.
+    ConfigRejected(String),
     /// The store listed all records.
     Snapshot(PeerCounts),
     /// A peer was added.
@@ -355,6 +365,8 @@ pub enum Event {
     PeerRemoved(Arc<Lease>),
     /// A record is not accepted as a peer.
     PeerQuarantined(LeaseKey, Reason),
+    /// The backend skips a peer in a family: see [`Status::skipped`]. Not emitted by a backend that programs no peers.
+    PeerSkipped(LeaseKey, Family, Skip),
     /// Other nodes do not accept this node's record as a peer, for this reason: see [`Status::own_trouble`]. `None`:
     /// they accept it again.
     OwnTrouble(Option<Reason>),
@@ -390,8 +402,13 @@ pub enum Event {
     NotificationsLost,
     /// The kernel's notifications arrive again.
     NotificationsBack,
-    /// The uplink changed.
-    UplinkChanged(Uplink),
+    /// The uplink changed, or only the addresses that this node publishes; then the two uplinks are equal.
+    UplinkChanged {
+        /// The former uplink.
+        before: Uplink,
+        /// The present uplink.
+        uplink: Uplink,
+    },
     /// The uplink, its address or its carrier was lost. Programmed objects stay.
     UplinkLost(String),
     /// An uplink with its address and a carrier is available again, the same or another.
@@ -413,12 +430,16 @@ impl Event {
             Self::LeaseAcquired(_) => "lease_acquired",
             Self::LeaseRenewed(_) => "lease_renewed",
             Self::LeaseLost(_) => "lease_lost",
+            Self::LeaseContended(_) => "lease_contended",
+            Self::LeaseUncontended => "lease_uncontended",
             Self::ConfigChanged(_) => "config_changed",
+            Self::ConfigRejected(_) => "config_rejected",
             Self::Snapshot(_) => "snapshot",
             Self::PeerAdded(_) => "peer_added",
             Self::PeerChanged(_) => "peer_changed",
             Self::PeerRemoved(_) => "peer_removed",
             Self::PeerQuarantined(..) => "peer_quarantined",
+            Self::PeerSkipped(..) => "peer_skipped",
             Self::OwnTrouble(_) => "own_trouble",
             Self::RecordsDropped(_) => "records_dropped",
             Self::DriftRepaired { .. } => "drift_repaired",
@@ -431,7 +452,7 @@ impl Event {
             Self::StoreLost(_) => "store_lost",
             Self::StoreBack => "store_back",
             Self::KernelTrouble(_) => "kernel_trouble",
-            Self::UplinkChanged(_) => "uplink_changed",
+            Self::UplinkChanged { .. } => "uplink_changed",
             Self::UplinkLost(_) => "uplink_lost",
             Self::NotificationsLost => "notifications_lost",
             Self::NotificationsBack => "notifications_back",

@@ -44,6 +44,7 @@ impl Machine {
             }
             LeaseEvent::Resumed => return,
             LeaseEvent::ThisNode(public) => return self.this_node(now, public),
+            LeaseEvent::ConfigChanged => return self.reconfiguration.ask(),
         };
         if reset.is_some() && self.guard.protected.confirm() {
             self.audit.judged = false;

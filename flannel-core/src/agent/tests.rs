@@ -556,7 +556,7 @@ fn another_configuration_in_the_store_is_told_and_ends_the_agent_as_the_policy_s
         assert_eq!(machine.is_outdated(), later, "{policy:?}");
         let told = machine.take_events().into_iter().filter(|event| matches!(event, Event::ConfigChanged(_)));
         assert_eq!(told.collect::<Vec<_>>(), [Event::ConfigChanged(Arc::new(other().unwrap()))]);
-        machine.reconfiguration.ask();
+        machine.handle(at(711_000), Input::Store(Ok(LeaseEvent::ConfigChanged)));
         assert!(machine.config_call(at(711_000)));
         machine.handle(at(711_000), Input::Config(Ok(same)));
         assert!(machine.status.reconfigured.is_none() && !machine.is_outdated());

@@ -51,8 +51,9 @@ impl Admitted {
             };
             if nth == 1 {
                 tracing::warn!(
+                    target: "flannel::firewall",
                     error,
-                    "the guard of a former run cannot be read: after {READS} tries a new one is written"
+                    "cannot read the guard of a former run; writing a new one after {READS} tries"
                 );
             }
             (options.on_state)(RulesState::Failed(error));

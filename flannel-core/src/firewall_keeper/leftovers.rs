@@ -28,7 +28,7 @@ impl Leftovers {
             Err(error) => {
                 let text = chain(&error);
                 if self.logged.as_ref() != Some(&text) {
-                    tracing::warn!(error = text, "rules of the other packet filter were not removed: trying again");
+                    tracing::warn!(target: "flannel::firewall", error = text, "cannot remove the rules of the other packet filter; retrying");
                     self.logged = Some(text);
                 }
             }

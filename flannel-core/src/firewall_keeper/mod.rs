@@ -201,7 +201,7 @@ impl<'a> Keeper<'a> {
         };
         let text = chain(&error);
         if self.logged.as_ref() != Some(&text) {
-            tracing::warn!(error = text, "the firewall's rules could not be written: trying again");
+            tracing::warn!(target: "flannel::firewall", error = text, "cannot write the firewall rules; retrying");
             self.logged = Some(text.clone());
         }
         let needed = self.options.are_needed();
@@ -242,9 +242,10 @@ impl<'a> Keeper<'a> {
             let drift: Vec<_> = drift.iter().map(ToString::to_string).collect();
             if let Some(unlogged) = self.drifts.found(Instant::now()) {
                 tracing::info!(
+                    target: "flannel::firewall",
                     drift = drift.join(", "),
-                    unlogged,
-                    "rules were changed by somebody: writing them again"
+                    suppressed = unlogged,
+                    "restored firewall rules that another program had changed"
                 );
             }
         }

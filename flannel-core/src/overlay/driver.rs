@@ -189,7 +189,7 @@ impl<'a> Driver<'a> {
         };
         tokio::select! {
             () = rest => {}
-            () = grace => tracing::warn!("what was under way was cut off"),
+            () = grace => tracing::warn!(target: "flannel::agent", "stopped before a call to the kernel or the lease store was answered"),
         }
         // Calls that did not finish are dropped, so that they do not run beside the teardown.
         (self.kernel, self.preview, self.config) = (None, None, None);
@@ -208,7 +208,9 @@ impl<'a> Driver<'a> {
         let (local, published) = (self.machine.local(), self.published());
         match removal::release(self.seams, &local.context, &published, last).await {
             Ok(()) => self.show_given_back(),
-            Err(error) => tracing::warn!(error = chain(&error), "the lease was not given back"),
+            Err(error) => {
+                tracing::warn!(target: "flannel::lease", error = chain(&error), "cannot release the lease; it expires by itself")
+            }
         }
     }
 

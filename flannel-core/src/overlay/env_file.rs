@@ -147,7 +147,7 @@ impl EnvKeeper {
                 if kept == Kept::Written {
                     warn_of_moved_pods(&former, &env.subnets);
                     let again = self.said.is_some_and(|(said, _)| said == env);
-                    tracing::info!(subnet = ?env.subnets.v4, subnet6 = ?env.subnets.v6, again, "subnet.env written");
+                    tracing::info!(target: "flannel::subnet_env", subnets = %env.subnets, again, "subnet.env written");
                 }
                 self.backoff.reset();
                 (self.said, self.error, self.due) = (Some((env, retention)), None, Some(now.after(self.every)));
@@ -155,7 +155,7 @@ impl EnvKeeper {
             }
             Err(error) => {
                 if self.error.as_ref() != Some(&error) {
-                    tracing::warn!(error, "subnet.env was not written");
+                    tracing::warn!(target: "flannel::subnet_env", error, "cannot write subnet.env; retrying");
                 }
                 self.due = Some(now.after(self.backoff.wait()));
                 self.error = Some(error.clone());
@@ -170,7 +170,7 @@ impl EnvKeeper {
 fn warn_of_moved_pods(former: &Dual<Prefix>, present: &Dual<Prefix>) {
     for (family, from) in former.iter() {
         if let Some(to) = present.get(family).filter(|to| *to != from) {
-            tracing::warn!(%from, %to, "this node has another subnet: restart its pods, whose addresses are of the former");
+            tracing::warn!(target: "flannel::subnet_env", %from, %to, "this node has another subnet: restart its pods, which have addresses of the former one");
         }
     }
 }

@@ -23,7 +23,7 @@ struct Rate {
     left: u32,
     refilled: BootTime,
     /// Lines above the rate since the last line within it.
-    unsaid: u64,
+    suppressed: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -33,12 +33,13 @@ enum Level {
     Warn,
 }
 
+/// Logs at a level that is known only at run time. The target must be a literal.
 macro_rules! say {
-    ($level:expr, $($line:tt)*) => {
+    ($target:literal, $level:expr, $suppressed:expr, $($line:tt)*) => {
         match $level {
-            Level::Debug => tracing::debug!($($line)*),
-            Level::Info => tracing::info!($($line)*),
-            Level::Warn => tracing::warn!($($line)*),
+            Level::Debug => tracing::debug!(target: $target, suppressed = $suppressed, $($line)*),
+            Level::Info => tracing::info!(target: $target, suppressed = $suppressed, $($line)*),
+            Level::Warn => tracing::warn!(target: $target, suppressed = $suppressed, $($line)*),
         }
     };
 }
@@ -50,25 +51,25 @@ impl EventLog {
         if matches!(level, Level::Debug) {
             return say(event, level, None);
         }
-        let rate = self.rates.entry(group(event)).or_insert(Rate { left: BURST, refilled: now, unsaid: 0 });
+        let rate = self.rates.entry(group(event)).or_insert(Rate { left: BURST, refilled: now, suppressed: 0 });
         rate.refill(now);
         if rate.left == 0 {
-            rate.unsaid += 1;
+            rate.suppressed += 1;
             return say(event, Level::Debug, None);
         }
         rate.left -= 1;
-        let unsaid = std::mem::take(&mut rate.unsaid);
-        say(event, level, (unsaid > 0).then_some(unsaid));
+        let suppressed = std::mem::take(&mut rate.suppressed);
+        say(event, level, (suppressed > 0).then_some(suppressed));
     }
 
     /// Logs how many lines were suppressed, once the rate allows a line.
     pub(crate) fn settle(&mut self, now: BootTime) {
-        for (kind, rate) in self.rates.iter_mut().filter(|(_, rate)| rate.unsaid > 0) {
+        for (kind, rate) in self.rates.iter_mut().filter(|(_, rate)| rate.suppressed > 0) {
             rate.refill(now);
             if rate.left > 0 {
                 rate.left -= 1;
-                let unsaid = std::mem::take(&mut rate.unsaid);
-                tracing::info!(kind, unsaid, "more of the same");
+                let suppressed = std::mem::take(&mut rate.suppressed);
+                tracing::info!(target: "flannel::agent", kind, suppressed, "suppressed similar lines");
             }
         }
     }
@@ -97,12 +98,16 @@ fn level(event: &Event) -> Level {
         | Event::StoreBack
         | Event::LimitationGone(..)
         | Event::NotificationsBack
-        | Event::UplinkChanged(_)
+        | Event::UplinkChanged { .. }
+        | Event::LeaseUncontended
         | Event::UplinkBack(_)
         | Event::Ready
         | Event::Stopped(End::Stopped) => Level::Info,
         Event::LeaseLost(_)
+        | Event::LeaseContended(_)
         | Event::ConfigChanged(_)
+        | Event::ConfigRejected(_)
+        | Event::PeerSkipped(..)
         | Event::PeerQuarantined(..)
         | Event::OwnTrouble(Some(_))
         | Event::RecordsDropped(_)
@@ -128,76 +133,178 @@ fn group(event: &Event) -> &'static str {
     }
 }
 
-fn say(event: &Event, level: Level, unsaid: Option<u64>) {
+fn say(event: &Event, level: Level, suppressed: Option<u64>) {
     match event {
-        Event::LeaseAcquired(lease) => say!(level, unsaid, key = %lease.key, subnets = subnets(lease), "lease taken"),
-        Event::LeaseRenewed(lease) => say!(level, unsaid, key = %lease.key, subnets = subnets(lease), "lease renewed"),
-        Event::LeaseLost(reason) => say!(level, unsaid, %reason, "lease lost"),
-        Event::ConfigChanged(_) => {
-            let remedy = "restart the agent; until then it goes by the former one";
-            say!(level, unsaid, remedy, "the network configuration changed");
+        Event::LeaseAcquired(_)
+        | Event::LeaseRenewed(_)
+        | Event::LeaseLost(_)
+        | Event::LeaseContended(_)
+        | Event::LeaseUncontended
+        | Event::OwnTrouble(_)
+        | Event::AdvertiseFailed(_) => lease(event, level, suppressed),
+        Event::ConfigChanged(_)
+        | Event::ConfigRejected(_)
+        | Event::Snapshot(_)
+        | Event::StoreLost(_)
+        | Event::StoreBack
+        | Event::RecordsDropped(_) => store(event, level, suppressed),
+        Event::PeerAdded(_)
+        | Event::PeerChanged(_)
+        | Event::PeerRemoved(_)
+        | Event::PeerQuarantined(..)
+        | Event::PeerSkipped(..)
+        | Event::DeletionsWithheld(_) => peer(event, level, suppressed),
+        Event::DriftRepaired { .. }
+        | Event::ConflictFound(_)
+        | Event::Flapping(_)
+        | Event::Limited(..)
+        | Event::LimitationGone(..)
+        | Event::Refused(..)
+        | Event::KernelTrouble(_)
+        | Event::NotificationsLost
+        | Event::NotificationsBack => kernel(event, level, suppressed),
+        Event::UplinkChanged { .. } | Event::UplinkLost(_) | Event::UplinkBack(_) => uplink(event, level, suppressed),
+        Event::Missed(events) => {
+            say!("flannel::agent", level, suppressed, events, "a reader of events was too slow and missed some");
         }
-        Event::Snapshot(peers) => {
-            say!(level, unsaid, peers = peers.accepted, quarantined = peers.quarantined, "the store listed the leases");
-        }
-        Event::PeerAdded(peer) => say!(level, unsaid, key = %peer.key, subnets = subnets(peer), "peer added"),
-        Event::PeerChanged(peer) => say!(level, unsaid, key = %peer.key, subnets = subnets(peer), "peer changed"),
-        Event::PeerRemoved(peer) => say!(level, unsaid, key = %peer.key, subnets = subnets(peer), "peer removed"),
-        Event::PeerQuarantined(key, reason) => {
-            say!(level, unsaid, %key, %reason, remedy = reason.remedy(), "record not taken for a peer");
-        }
-        Event::OwnTrouble(Some(reason)) => {
-            let remedy = reason.remedy();
-            say!(level, unsaid, %reason, remedy, "other nodes do not take the own record for a peer");
-        }
-        Event::OwnTrouble(None) => say!(level, unsaid, "other nodes take the own record for a peer again"),
-        Event::RecordsDropped(dropped) => {
-            say!(
-                level,
-                unsaid,
-                dropped,
-                remedy = "delete the records that no node wrote",
-                "the store holds too many records, or keys that are too long: the youngest are dropped"
-            );
-        }
-        Event::DriftRepaired { writes, took } => {
-            say!(level, unsaid, writes, ?took, "wrote again what somebody had changed");
-        }
-        Event::ConflictFound(conflict) => {
-            say!(level, unsaid, found = conflict.found, remedy = conflict.remedy, "a foreign object is in the way");
-        }
-        Event::Flapping(object) => say!(level, unsaid, %object, "somebody keeps changing an object of ours"),
-        Event::Limited(device, limitation) => {
-            say!(level, unsaid, device = device.as_str(), %limitation, "packets are carried more slowly than they could be");
-        }
-        Event::LimitationGone(device, limitation) => {
-            say!(level, unsaid, device = device.as_str(), limitation = limitation.what, "a limitation has ended");
-        }
-        Event::Refused(_, refusal) => {
-            let peer = refusal.peer.as_ref().map(tracing::field::display);
-            say!(level, unsaid, peer, error = refusal.error, remedy = refusal.remedy(), "the kernel refused a write");
-        }
-        Event::DeletionsWithheld(prefixes) => {
-            say!(level, unsaid, prefixes, "most peers went at once: looking twice before anything is deleted");
-        }
-        Event::StoreLost(error) => say!(level, unsaid, error, "waiting for the lease store"),
-        Event::StoreBack => say!(level, unsaid, "the lease store is back"),
-        Event::KernelTrouble(error) => say!(level, unsaid, error, "trouble with the kernel"),
-        Event::NotificationsLost => say!(level, unsaid, "kernel notifications are not heard: audits go on"),
-        Event::NotificationsBack => say!(level, unsaid, "kernel notifications are heard again"),
-        Event::UplinkChanged(uplink) => say!(level, unsaid, uplink = uplink.name.as_str(), "uplink changed"),
-        Event::UplinkLost(error) => say!(level, unsaid, error, "waiting for an uplink"),
-        Event::UplinkBack(uplink) => say!(level, unsaid, uplink = uplink.name.as_str(), "the uplink is back"),
-        Event::AdvertiseFailed(error) => say!(level, unsaid, error, "what this node has to publish cannot be told"),
-        Event::Missed(events) => say!(level, unsaid, events, "events were lost to a slow reader"),
-        Event::Ready => say!(level, unsaid, "everything is programmed"),
-        Event::Stopped(end) => say!(level, unsaid, because = %end, "the agent has ended"),
+        Event::Ready => say!("flannel::agent", level, suppressed, "all devices and routes are configured"),
+        Event::Stopped(end) => say!("flannel::agent", level, suppressed, reason = %end, "the agent has stopped"),
     }
 }
 
+fn lease(event: &Event, level: Level, suppressed: Option<u64>) {
+    macro_rules! line { ($($line:tt)*) => { say!("flannel::lease", level, suppressed, $($line)*) } }
+    match event {
+        Event::LeaseAcquired(lease) => {
+            line!(key = %lease.key, subnets = subnets(lease), address = addresses(lease), "lease acquired");
+        }
+        Event::LeaseRenewed(lease) => line!(key = %lease.key, subnets = subnets(lease), "lease renewed"),
+        Event::LeaseLost(reason) => line!(%reason, "lease lost"),
+        Event::LeaseContended(contended) => {
+            let remedy = "find the other agent with this node name or public address, and stop it";
+            line!(times = contended.times, remedy, "another agent is writing this node's lease");
+        }
+        Event::LeaseUncontended => line!("no other agent is writing this node's lease any more"),
+        Event::OwnTrouble(Some(reason)) => {
+            line!(%reason, remedy = reason.remedy(), "other nodes reject this node's record");
+        }
+        Event::OwnTrouble(None) => line!("other nodes accept this node's record again"),
+        Event::AdvertiseFailed(error) => line!(error, "cannot determine what to publish; the published record stays"),
+        _ => {}
+    }
+}
+
+fn store(event: &Event, level: Level, suppressed: Option<u64>) {
+    macro_rules! line { ($($line:tt)*) => { say!("flannel::store", level, suppressed, $($line)*) } }
+    match event {
+        Event::ConfigChanged(_) => {
+            let remedy = "restart the agent to use it";
+            line!(remedy, "the network configuration in the lease store changed; this agent keeps the former one");
+        }
+        Event::ConfigRejected(error) => {
+            line!(
+                error,
+                "the network configuration in the lease store cannot be used; this agent keeps the former one"
+            );
+        }
+        Event::Snapshot(peers) => line!(peers = peers.accepted, quarantined = peers.quarantined, "peers loaded"),
+        Event::StoreLost(error) => line!(error, "lease store unreachable; traffic is not affected, retrying"),
+        Event::StoreBack => line!("lease store reachable again"),
+        Event::RecordsDropped(dropped) => {
+            let remedy = "delete records that no node wrote";
+            line!(
+                dropped,
+                remedy,
+                "the lease store has too many records, or keys that are too long; ignoring the newest"
+            );
+        }
+        _ => {}
+    }
+}
+
+fn peer(event: &Event, level: Level, suppressed: Option<u64>) {
+    macro_rules! line { ($($line:tt)*) => { say!("flannel::peer", level, suppressed, $($line)*) } }
+    match event {
+        Event::PeerAdded(peer) => {
+            line!(key = %peer.key, subnets = subnets(peer), address = addresses(peer), "peer added");
+        }
+        Event::PeerChanged(peer) => {
+            line!(key = %peer.key, subnets = subnets(peer), address = addresses(peer), "peer changed");
+        }
+        Event::PeerRemoved(peer) => {
+            line!(key = %peer.key, subnets = subnets(peer), address = addresses(peer), "peer removed");
+        }
+        Event::PeerQuarantined(key, reason) => {
+            line!(%key, %reason, remedy = reason.remedy(), "ignored invalid peer record");
+        }
+        Event::PeerSkipped(key, family, skip) => line!(%key, %family, reason = %skip, "peer skipped: not programmed"),
+        Event::DeletionsWithheld(prefixes) => {
+            line!(prefixes, "most peers disappeared at once; delaying the deletion of their routes for 60 s");
+        }
+        _ => {}
+    }
+}
+
+fn kernel(event: &Event, level: Level, suppressed: Option<u64>) {
+    macro_rules! line { ($($line:tt)*) => { say!("flannel::kernel", level, suppressed, $($line)*) } }
+    match event {
+        Event::DriftRepaired { writes, took } => {
+            line!(writes, ?took, "restored objects that another program had changed");
+        }
+        Event::ConflictFound(conflict) => {
+            line!(found = conflict.found, remedy = conflict.remedy, "conflicting object not managed by this overlay");
+        }
+        Event::Flapping(object) => line!(%object, "another program keeps changing this object"),
+        Event::Limited(device, limitation) => {
+            line!(device = device.as_str(), %limitation, "packets are carried more slowly than possible");
+        }
+        Event::LimitationGone(device, limitation) => {
+            line!(device = device.as_str(), limitation = limitation.what, "packets are no longer slowed down");
+        }
+        Event::Refused(_, refusal) => {
+            let peer = refusal.peer.as_ref().map(tracing::field::display);
+            line!(peer, error = refusal.error, remedy = refusal.remedy(), "the kernel refused a write");
+        }
+        Event::KernelTrouble(error) => line!(error, "a kernel operation failed; retrying"),
+        Event::NotificationsLost => {
+            line!("kernel notifications do not arrive; changes by other programs are found by audits only");
+        }
+        Event::NotificationsBack => line!("kernel notifications arrive again"),
+        _ => {}
+    }
+}
+
+fn uplink(event: &Event, level: Level, suppressed: Option<u64>) {
+    macro_rules! line { ($($line:tt)*) => { say!("flannel::uplink", level, suppressed, $($line)*) } }
+    match event {
+        Event::UplinkChanged { before, uplink } if before == uplink => {
+            line!(interface = uplink.name.as_str(), "published address changed");
+        }
+        Event::UplinkChanged { before, uplink } => line!(
+            interface = change(&before.name, &uplink.name),
+            address = change(before.addrs.to_string(), uplink.addrs.to_string()),
+            mtu = change(before.mtu, uplink.mtu),
+            "uplink changed"
+        ),
+        Event::UplinkLost(error) => line!(error, "no usable uplink; waiting for it"),
+        Event::UplinkBack(uplink) => {
+            line!(interface = uplink.name.as_str(), address = uplink.addrs.to_string(), "uplink available");
+        }
+        _ => {}
+    }
+}
+
+/// Returns the values before and after, or only one if they are equal.
+fn change<T: ToString + PartialEq>(before: T, after: T) -> String {
+    if before == after { after.to_string() } else { format!("{} -> {}", before.to_string(), after.to_string()) }
+}
+
 fn subnets(lease: &Lease) -> String {
-    let texts: Vec<_> = lease.subnets.iter().map(|(_, subnet)| subnet.to_string()).collect();
-    texts.join(",")
+    lease.subnets.to_string()
+}
+
+fn addresses(lease: &Lease) -> String {
+    lease.attrs.public_ip.to_string()
 }
 
 #[cfg(test)]
@@ -208,13 +315,13 @@ mod tests {
     fn a_flood_of_a_kind_is_a_burst_then_a_line_a_minute_with_the_count_of_the_rest() {
         let at = |secs: u64| BootTime(Duration::from_secs(secs));
         let mut journal = EventLog::default();
-        let lines = |journal: &EventLog| journal.rates["store_back"].unsaid;
+        let lines = |journal: &EventLog| journal.rates["store_back"].suppressed;
         for second in 0..30 {
             journal.tell(at(second), &Event::StoreBack);
         }
         assert_eq!(lines(&journal), 25);
         journal.tell(at(30), &Event::Ready);
-        assert_eq!(journal.rates["ready"].unsaid, 0, "another kind has a rate of its own");
+        assert_eq!(journal.rates["ready"].suppressed, 0, "another kind has a rate of its own");
         journal.settle(at(59));
         assert_eq!(lines(&journal), 25);
         journal.settle(at(60));

@@ -2,6 +2,7 @@
 
 use crate::kernel::{ApplyReport, KernelError, Op, OpText, Residence, Scope, State};
 use crate::plan::{Plan, plan as planned};
+use futures_util::StreamExt;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use crate::agent::Settings;
 use crate::agent::inputs::{Evidence, First, Known, Owner};
 use crate::backend::{Backend, NodeContext};
 use crate::config::NetworkConfig;
-use crate::lease::Lease;
+use crate::lease::{Lease, LeaseEvent};
 use crate::net::{Dual, Prefix};
 use crate::overlay::builder::Factory;
 use crate::overlay::env_file::{self, Gate};
@@ -28,12 +29,14 @@ const ROUNDS: usize = 5;
 /// The wait before the next round, after an incomplete one.
 const SPACING: Duration = Duration::from_millis(100);
 
-/// The result of a removal.
+/// The result of a removal, or what one would remove.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Removed {
     /// The number of deleted kernel objects.
     pub objects: usize,
+    /// The deletions as text in the style of `ip`: the first [`MAX_LISTED`](Self::MAX_LISTED).
+    pub deletions: Vec<String>,
     /// Whether a `subnet.env` existed and was deleted.
     pub subnet_env: bool,
     /// The released lease, if the store had one of this node.
@@ -42,11 +45,25 @@ pub struct Removed {
     pub store: Option<String>,
 }
 
+impl Removed {
+    /// The maximum number of [`deletions`](Self::deletions).
+    pub const MAX_LISTED: usize = 1000;
+}
+
+/// Whether to remove anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Remove,
+    /// Only find out what would be removed.
+    Preview,
+}
+
 /// Removes what an ended agent has left.
 pub(crate) async fn remove(
     seams: &Seams,
     settings: &Settings,
     backends: &[(&'static str, Factory)],
+    mode: Mode,
 ) -> Result<Removed, OverlayError> {
     let config = patiently(seams, "removing", seams.subnets.network_config()).await;
     let configured = config.as_ref().ok().map(|config| config.networks.map(|_, network| network.prefix));
@@ -72,14 +89,25 @@ pub(crate) async fn remove(
                 former.extend(networks.iter().map(|(_, network)| *network));
             }
             // Another overlay claims the network now: its routes cannot be told apart.
-            Err(KernelError::Conflict { other, .. }) => tracing::info!(other, "a former network is left alone"),
+            Err(KernelError::Conflict { other, .. }) => {
+                tracing::info!(target: "flannel::kernel", other, "keeping the routes of a former network, which another overlay uses now");
+            }
             Err(error) => return Err(error.into()),
         }
     }
-    removed.objects = clear_marked(seams, settings, last, former).await?;
-    let env = delete_env(seams, settings, Retention::Delete, Arc::default()).await;
+    let cleared = clear_marked(seams, settings, last, former, mode).await?;
+    (removed.objects, removed.deletions) = (cleared.objects, cleared.listed);
+    let env = match (mode, &settings.subnet_env) {
+        (Mode::Remove, _) => delete_env(seams, settings, Retention::Delete, Arc::default()).await,
+        (Mode::Preview, Some(file)) => {
+            let path = file.path.clone();
+            let exists = tokio::task::spawn_blocking(move || path.exists());
+            Ok(matches!(in_time(seams, exists).await, Some(Ok(true))))
+        }
+        (Mode::Preview, None) => Ok(false),
+    };
     let gone = match node {
-        Ok(node) => node.give_back(seams).await,
+        Ok(node) => node.give_back(seams, mode).await,
         Err(error) => Err(error),
     };
     match gone {
@@ -100,7 +128,7 @@ pub(crate) async fn undo_start(
     lease: Option<Lease>,
 ) -> Result<(), OverlayError> {
     let Claimed { context, want } = claimed;
-    let cleared = clear_marked(seams, settings, context.networks(), Vec::new()).await.map(drop);
+    let cleared = clear_marked(seams, settings, context.networks(), Vec::new(), Mode::Remove).await.map(drop);
     // Networks of former runs are not cleared here.
     let only_here = former_networks::all(settings).iter().all(|networks| *networks == context.networks());
     let retention = if cleared.is_ok() && only_here { Retention::Delete } else { Retention::Keep };
@@ -116,20 +144,44 @@ async fn clear_marked(
     settings: &Settings,
     networks: Dual<Prefix>,
     former: Vec<Prefix>,
-) -> Result<usize, OverlayError> {
+    mode: Mode,
+) -> Result<Cleared, OverlayError> {
     let slots = settings.slots.clone();
     let scope = Scope { former, slots, ..Scope::new(settings.name.clone(), networks) };
-    clear(seams, &scope, |seen| planned(&State::default(), seen, &scope, &|_| None)).await
+    let removal = |seen: &State| planned(&State::default(), seen, &scope, &|_| None);
+    match mode {
+        Mode::Remove => clear(seams, &scope, removal).await,
+        Mode::Preview => {
+            let plan = removal(&seams.kernel.observe(&scope).await?);
+            let mut cleared = Cleared { objects: plan.ops.len(), listed: Vec::new() };
+            cleared.list(&scope, &plan.ops);
+            Ok(cleared)
+        }
+    }
 }
 
-/// Observes the kernel and carries out the plan of `removal`, until the plan is empty. Returns the number of deleted
-/// objects.
+/// The deleted kernel objects.
+#[derive(Debug, Default)]
+pub(crate) struct Cleared {
+    objects: usize,
+    /// The first deletions, as text.
+    listed: Vec<String>,
+}
+
+impl Cleared {
+    fn list(&mut self, scope: &Scope, ops: &[Op]) {
+        let room = Removed::MAX_LISTED.saturating_sub(self.listed.len());
+        self.listed.extend(ops.iter().take(room).map(|op| OpText { op, scope }.to_string()));
+    }
+}
+
+/// Observes the kernel and carries out the plan of `removal`, until the plan is empty.
 pub(crate) async fn clear(
     seams: &Seams,
     scope: &Scope,
     removal: impl Fn(&State) -> Plan,
-) -> Result<usize, OverlayError> {
-    let mut deleted = 0;
+) -> Result<Cleared, OverlayError> {
+    let mut cleared = Cleared::default();
     let mut trouble = None;
     let mut wait = false;
     for _ in 0..ROUNDS {
@@ -145,14 +197,17 @@ pub(crate) async fn clear(
         };
         let plan = removal(&seen);
         if plan.is_empty() {
-            return Ok(deleted);
+            return Ok(cleared);
         }
         let ops = Arc::new(plan.ops);
         let report = seams.kernel.apply(scope, Arc::clone(&ops)).await;
-        deleted += report.applied;
+        cleared.objects += report.applied;
+        if report.is_complete() {
+            cleared.list(scope, &ops);
+        }
         (trouble, wait) = (Some(unfinished(scope, &ops, &report)), !report.is_complete());
     }
-    trouble.map_or(Ok(deleted), Err)
+    trouble.map_or(Ok(cleared), Err)
 }
 
 /// The error of a removal that gives up after this round.
@@ -234,7 +289,7 @@ pub(crate) async fn release(
         }
     };
     let Some(lease) = lease else { return Ok(()) };
-    patiently(seams, "giving the lease back", seams.subnets.release(lease)).await.map_err(OverlayError::Release)
+    patiently(seams, "releasing the lease", seams.subnets.release(lease)).await.map_err(OverlayError::Release)
 }
 
 /// This node's identity in the store, and the evidence for which leases are its own.
@@ -254,7 +309,7 @@ impl Node {
         config: NetworkConfig,
     ) -> Result<Self, String> {
         let named = env_file::former_subnets(settings);
-        let this = patiently(seams, "asking who this node is", seams.subnets.this_node()).await;
+        let this = patiently(seams, "reading this node's identity", seams.subnets.this_node()).await;
         let settings = &settings.for_node(this.map_err(|error| chain(&error))?);
         if let Some(node) = &settings.node {
             return Ok(Self { id: node.clone(), named, found: None });
@@ -273,24 +328,59 @@ impl Node {
         self.found.as_ref().is_none_or(is_ours) && (self.named.is_empty() || self.named == lease.subnets)
     }
 
+    /// Returns the lease of another network that `subnet.env` names. The network may have changed since the agent ran,
+    /// and [`previous`](crate::subnet::SubnetManager::previous) returns only leases that fit the present one.
+    async fn of_former_network(&self, seams: &Seams) -> Result<Vec<Lease>, String> {
+        if self.named.is_empty() || self.found.is_none() {
+            return Ok(Vec::new());
+        }
+        let list = async {
+            let mut watch = seams.subnets.watch();
+            while let Some(event) = watch.next().await {
+                if let LeaseEvent::Reset(records) = event? {
+                    return Ok(records);
+                }
+            }
+            Ok(Vec::new())
+        };
+        let records = patiently(seams, "listing the leases", list).await.map_err(|error| chain(&error))?;
+        let leases = records.iter().filter_map(|record| record.lease.as_ref().ok());
+        let has_address = |lease: &Lease| {
+            let public = lease.attrs.public_ip;
+            public.v4.or(public.v6).is_some_and(|addr| addr.to_string() == self.id.as_str())
+        };
+        let own = leases.filter(|lease| lease.subnets == self.named && has_address(lease));
+        Ok(own.map(|lease| Lease::clone(lease)).collect())
+    }
+
     /// Releases the lease, unless it belongs to another node that has or had this address, or its subnets differ from
     /// those in `subnet.env`.
-    async fn give_back(&self, seams: &Seams) -> Result<Option<Lease>, String> {
+    async fn give_back(&self, seams: &Seams, mode: Mode) -> Result<Option<Lease>, String> {
         let previous = patiently(seams, "looking for the lease", seams.subnets.previous(&self.id)).await;
         let mut leases = previous.map_err(|error| chain(&error))?;
+        if leases.is_empty() {
+            leases = self.of_former_network(seams).await?;
+        }
         let all: Vec<_> = leases.iter().map(|lease| lease.key.to_string()).collect();
         leases.retain(|lease| self.owns(lease));
         let lease = match (leases.pop(), all.is_empty()) {
             (None, true) => return Ok(None),
             (Some(lease), _) if leases.is_empty() => lease,
             (None, false) => {
-                return Err(format!("subnet.env or a device tells that {} is not this node's: left", all.join(", ")));
+                let all = all.join(", ");
+                return Err(format!(
+                    "{all} has the address of this node, but subnet.env or a device names another lease"
+                ));
             }
             (Some(_), _) => {
-                return Err(format!("which of {} is this node's cannot be told; all were left", all.join(", ")));
+                let all = all.join(", ");
+                return Err(format!("{all} have the address of this node, and nothing shows which one is its own"));
             }
         };
-        let released = patiently(seams, "giving the lease back", seams.subnets.release(lease.clone())).await;
+        if mode == Mode::Preview {
+            return Ok(Some(lease));
+        }
+        let released = patiently(seams, "releasing the lease", seams.subnets.release(lease.clone())).await;
         released.map(|()| Some(lease)).map_err(|error| chain(&error))
     }
 }

@@ -119,10 +119,10 @@ pub enum OverlayError {
     LeaseLost,
     /// The configuration in the store differs from the one in force, and the [`ConfigPolicy`](super::ConfigPolicy) is
     /// to end then. Everything is kept. Run again to use the new one.
-    #[error("the network configuration changed: start the agent again to go by the new one")]
+    #[error("the network configuration changed: start the agent again to use the new one")]
     Reconfigured,
     /// A preview was not answered in time. Retry once the cause is fixed.
-    #[error("no answer within {within:?} ({waited_for}): see that the lease store runs and can be reached, then retry")]
+    #[error("no answer within {within:?} ({waited_for}): check that the lease store runs and is reachable, then retry")]
     Unanswered {
         /// How long it waited.
         within: Duration,
@@ -149,7 +149,7 @@ pub enum OverlayError {
         source: std::io::Error,
     },
     /// Another run of this overlay is going on; nothing was changed. Retry once it has ended.
-    #[error("the overlay is running already: one run at a time")]
+    #[error("the overlay is already running")]
     AlreadyRunning,
     /// The agent panicked: a bug of this crate, or of a backend, store or kernel implementation. Kernel objects stay,
     /// and another run takes over.
@@ -162,7 +162,7 @@ pub enum OverlayError {
     #[error("there is no tokio runtime, or it was shut down: spawn on one that outlives the run")]
     NoRuntime,
     /// The lease could not be released. It expires by itself if the store's leases expire; else run the removal again.
-    #[error("giving the lease back to the lease store")]
+    #[error("releasing the lease")]
     Release(#[source] SubnetError),
 }
 
@@ -278,7 +278,19 @@ impl Overlay {
     /// May be dropped at any await; objects deleted until then stay deleted.
     pub async fn remove(&self) -> Result<Removed, OverlayError> {
         let seams = self.aside();
-        removal::remove(&seams, &seams.up_to_date(&self.0.settings), &self.0.backends).await
+        removal::remove(&seams, &seams.up_to_date(&self.0.settings), &self.0.backends, removal::Mode::Remove).await
+    }
+
+    /// Returns what [`remove`](Self::remove) would remove. Writes to neither the kernel nor the store.
+    ///
+    /// # Errors
+    /// As [`remove`](Self::remove): while the agent runs, nothing would be removed.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any await.
+    pub async fn preview_removal(&self) -> Result<Removed, OverlayError> {
+        let seams = self.aside();
+        removal::remove(&seams, &seams.up_to_date(&self.0.settings), &self.0.backends, removal::Mode::Preview).await
     }
 
     /// Runs the agent until `stop` completes, then ends as the returned [`Teardown`] says. The run begins when the
@@ -329,7 +341,7 @@ impl Overlay {
     async fn live(&self, turn: Turn, stop: impl Future<Output = Teardown>) -> Result<(), OverlayError> {
         let Parts { settings, backends, shared, .. } = &*self.0;
         let seams = self.seams(shared.status.clone(), shared.events.clone());
-        let span = tracing::info_span!("overlay", name = settings.name.as_str());
+        let span = tracing::info_span!("flannel", overlay = settings.name.as_str());
         let life = async move {
             // After a panic, the remaining state is either dropped or behind locks that ignore poisoning.
             let agent = AssertUnwindSafe(agent(&seams, settings, backends, shared, stop)).catch_unwind();

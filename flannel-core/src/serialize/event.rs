@@ -17,11 +17,17 @@ impl Serialize for Event {
             | Self::PeerChanged(lease)
             | Self::PeerRemoved(lease) => event.serialize_entry("lease", &**lease)?,
             Self::LeaseLost(reason) => event.serialize_entry("reason", reason)?,
+            Self::LeaseContended(contended) => event.serialize_entry("contended", contended)?,
             Self::ConfigChanged(config) => event.serialize_entry("network", &**config)?,
             Self::Snapshot(peers) => event.serialize_entry("peers", peers)?,
             Self::PeerQuarantined(key, reason) => {
                 event.serialize_entry("key", key)?;
                 event.serialize_entry("reason", reason)?;
+            }
+            Self::PeerSkipped(key, family, skip) => {
+                event.serialize_entry("key", key)?;
+                event.serialize_entry("family", family)?;
+                event.serialize_entry("skip", skip)?;
             }
             Self::OwnTrouble(reason) => event.serialize_entry("reason", reason)?,
             Self::RecordsDropped(count) => event.serialize_entry("count", count)?,
@@ -41,13 +47,22 @@ impl Serialize for Event {
             }
             Self::DeletionsWithheld(prefixes) => event.serialize_entry("prefixes", prefixes)?,
             Self::StoreLost(error)
+            | Self::ConfigRejected(error)
             | Self::KernelTrouble(error)
             | Self::UplinkLost(error)
             | Self::AdvertiseFailed(error) => event.serialize_entry("error", error)?,
-            Self::UplinkChanged(uplink) | Self::UplinkBack(uplink) => event.serialize_entry("uplink", uplink)?,
+            Self::UplinkChanged { before, uplink } => {
+                event.serialize_entry("before", before)?;
+                event.serialize_entry("uplink", uplink)?;
+            }
+            Self::UplinkBack(uplink) => event.serialize_entry("uplink", uplink)?,
             Self::Missed(events) => event.serialize_entry("events", events)?,
             Self::Stopped(end) => event.serialize_entry("end", end)?,
-            Self::StoreBack | Self::NotificationsLost | Self::NotificationsBack | Self::Ready => {}
+            Self::LeaseUncontended
+            | Self::StoreBack
+            | Self::NotificationsLost
+            | Self::NotificationsBack
+            | Self::Ready => {}
         }
         event.end()
     }

@@ -130,7 +130,7 @@ pub enum SubnetError {
     /// restore the former configuration.
     #[error(
         "the network configuration changed since this agent started: restart it; \
-         until then it keeps devices and routes, and takes no lease"
+         until then it keeps devices and routes, and acquires no lease"
     )]
     Reconfigured,
     /// No subnet in the pool is free. Retry at most once a second.
@@ -234,8 +234,8 @@ pub trait SubnetManager: Send + Sync + 'static {
     /// Reads only: may be dropped at any await.
     async fn changed(&self);
 
-    /// Returns a stream of all records, including this node's own. The first event is [`LeaseEvent::Reset`]; another
-    /// one follows after any gap. The stream never ends. An `Err` is an error to report: the stream recovers by itself,
+    /// Returns a stream of all records, including this node's own. The first event about records is
+    /// [`LeaseEvent::Reset`]; another one follows after any gap. The stream never ends. An `Err` is an error to report: the stream recovers by itself,
     /// with back-off. The next event, [`LeaseEvent::Resumed`] if there is no other, shows that it has recovered.
     fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>>;
 }

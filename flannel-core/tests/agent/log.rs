@@ -87,9 +87,9 @@ async fn a_start_and_the_peers_that_come_and_go_are_told() {
     let log = Log::listen();
     let (node, agent) = Node::ready_beside([1]).await;
     let lines = log.take();
-    assert!(line(&lines, "INFO", "lease taken").contains("key=node-200"));
-    assert!(line(&lines, "INFO", "listed the leases").contains("peers=1"));
-    line(&lines, "INFO", "everything is programmed");
+    assert!(line(&lines, "INFO", "lease acquired").contains("key=node-200"));
+    assert!(line(&lines, "INFO", "peers loaded").contains("peers=1"));
+    line(&lines, "INFO", "all devices and routes are configured");
     node.join([2]);
     agent.until(|status| status.peers.accepted == 2).await;
     let mut alien = peer(2);
@@ -99,9 +99,9 @@ async fn a_start_and_the_peers_that_come_and_go_are_told() {
     pass(1.0).await;
     let lines = log.take();
     assert!(line(&lines, "INFO", "peer added").contains("subnets=\"10.42.2.0/24\""), "{lines:#?}");
-    assert!(line(&lines, "WARN", "not taken for a peer").contains("key=peer-2"));
+    assert!(line(&lines, "WARN", "ignored invalid peer record").contains("key=peer-2"));
     agent.cancelled().await.unwrap();
-    line(&log.take(), "INFO", "has ended");
+    line(&log.take(), "INFO", "the agent has stopped");
 }
 
 #[tokio::test(start_paused = true)]
@@ -115,12 +115,12 @@ async fn a_minute_without_the_store_is_at_most_ten_lines() {
     pass(60.0).await;
     assert!(matches!(agent.status().store, Contact::Lost { .. }));
     let lines = log.take();
-    assert!(line(&lines, "WARN", "waiting for the lease store").contains("unavailable"));
+    assert!(line(&lines, "WARN", "lease store unreachable").contains("unavailable"));
     line(&lines, "WARN", "lease lost");
     assert!(lines.len() <= 10, "{lines:#?}");
     node.store.recover();
     agent.until(|status| status.store == Contact::Live && status.phase == Phase::Ready).await;
-    line(&log.take(), "INFO", "store is back");
+    line(&log.take(), "INFO", "lease store reachable again");
 }
 
 #[tokio::test(start_paused = true)]
@@ -137,9 +137,9 @@ async fn a_store_and_an_object_that_flap_do_not_fill_the_log() {
         pass(0.5).await;
     }
     let lines = log.take();
-    line(&lines, "INFO", "somebody had changed");
-    line(&lines, "WARN", "somebody keeps changing");
-    line(&lines, "INFO", "unsaid=");
+    line(&lines, "INFO", "restored objects that another program had changed");
+    line(&lines, "WARN", "another program keeps changing this object");
+    line(&lines, "INFO", "suppressed=");
     // Lost, back, snapshots and repairs, each a burst and then one a minute.
     assert!(lines.len() <= 80, "{} lines: {lines:#?}", lines.len());
 }
@@ -160,8 +160,8 @@ async fn an_own_record_that_somebody_keeps_spoiling_does_not_fill_the_log() {
         pass(0.5).await;
     }
     let lines = log.take();
-    assert!(line(&lines, "WARN", "do not take the own record").contains("backend type"), "{lines:#?}");
-    let told = lines.iter().filter(|line| line.contains("take the own record")).count();
+    assert!(line(&lines, "WARN", "other nodes reject this node's record").contains("backend type"), "{lines:#?}");
+    let told = lines.iter().filter(|line| line.contains("this node's record")).count();
     // Twice for each time, each a burst and then one a minute.
     assert!(times > 20 && told <= 5 + 10, "{told} lines of {times} times");
 }

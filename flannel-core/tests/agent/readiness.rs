@@ -289,7 +289,7 @@ async fn what_is_done_without_is_counted_by_reason_and_keeps_no_node_from_being_
     let status = agent.status();
     let degraded = status.degraded().unwrap();
     assert_eq!((degraded.quarantined, degraded.refused, degraded.undone), (1, 1, 1), "{degraded:?}");
-    assert_eq!(degraded.to_string(), "1 quarantined, 1 refused, 1 undone");
+    assert_eq!(degraded.to_string(), "1 invalid record, 1 write refused, 1 write undone");
     assert!(status.is_ready() && status.waits_for().is_empty());
     node.kernel.obey();
     node.store.delete(&crate::node::peer(5).key);

@@ -64,7 +64,7 @@ async fn a_peer_that_the_kernel_has_no_memory_for_degrades_a_node_that_reaches_o
     assert_eq!((status.phase, status.undone), (Phase::Ready, 1));
     let degraded = status.degraded().unwrap();
     assert_eq!((status.is_ready(), degraded.undone, degraded.refused), (true, 1, 1));
-    assert_eq!(degraded.to_string(), "1 refused, 1 undone");
+    assert_eq!(degraded.to_string(), "1 write refused, 1 write undone");
     assert!(status.refused.contains_key(&Object::Route(subnet(1))) && status.last_error.is_some(), "{status:?}");
     node.kernel.obey();
     pass(5.0).await;

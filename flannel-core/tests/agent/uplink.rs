@@ -40,7 +40,7 @@ async fn a_virtual_address_moves_no_node() {
     node.kernel.remove_address("eth0", "192.0.2.3/32".parse().unwrap()).unwrap();
     pass(60.0).await;
     assert_eq!(published(&node), ["192.0.2.200"]);
-    assert!(!agent.drain().iter().any(|event| matches!(event, Event::UplinkChanged(_) | Event::LeaseLost(_))));
+    assert!(!agent.drain().iter().any(|event| matches!(event, Event::UplinkChanged { .. } | Event::LeaseLost(_))));
 }
 
 #[tokio::test(start_paused = true)]
@@ -55,7 +55,7 @@ async fn an_address_that_an_operator_sets_in_the_store_is_published_from_then_on
         set(Some(addr));
         pass(2.0).await;
         assert_eq!(published(&node), [addr]);
-        agent.event(|event| matches!(event, Event::UplinkChanged(_))).await;
+        agent.event(|event| matches!(event, Event::UplinkChanged { .. })).await;
     }
     // One that is set while the watch is down is in the list that follows.
     node.store.outage();
@@ -106,7 +106,7 @@ async fn an_address_that_comes_back_within_seconds_was_never_given_up() {
     }
     assert_eq!(published(&node), ["192.0.2.200"]);
     let events = agent.drain();
-    assert!(!events.iter().any(|event| matches!(event, Event::UplinkChanged(_))), "{events:?}");
+    assert!(!events.iter().any(|event| matches!(event, Event::UplinkChanged { .. })), "{events:?}");
     assert!(events.iter().any(|event| matches!(event, Event::UplinkLost(why) if why.contains("192.0.2.3"))));
 }
 

@@ -85,7 +85,7 @@ async fn an_overflow_of_the_kernels_queue_leads_to_a_reset() {
                 assert_eq!(records.len(), 1, "{records:?}");
                 return;
             }
-            LeaseEvent::Upsert(_) | LeaseEvent::Remove(_) | LeaseEvent::Resumed | LeaseEvent::ThisNode(_) => {}
+            _ => {}
         }
     }
 }

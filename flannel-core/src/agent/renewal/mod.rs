@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::agent::LossPolicy;
-use crate::agent::contention::Contention;
+use crate::agent::contention::{Change, Contention};
 use crate::agent::status::{Contended, LossReason};
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
@@ -47,6 +47,8 @@ pub(crate) struct Renewal {
     rewrite: bool,
     /// The attributes that the call under way publishes.
     asked: Option<LeaseAttrs>,
+    /// Whether a call failed, after which the store may show a write of this node that was not acknowledged.
+    unacknowledged: bool,
     /// Whether the store has reported a change since the call under way began.
     repeat: bool,
     /// How the store last showed this node's record while a call was under way. The answer to the call may be older.
@@ -98,6 +100,7 @@ impl Renewal {
             rewrite: false,
             repeat: false,
             asked: None,
+            unacknowledged: false,
             shown: None,
             unseen: false,
             publish: None,
@@ -185,12 +188,13 @@ impl Renewal {
             Err(SubnetError::Lost(_)) if !self.lost && self.known_by == KnownBy::Name => {
                 // Another node cannot have the name: acquiring returns this node's lease.
                 self.rewrite = true;
-                self.ask(now);
+                self.ask(Change::Loss, now);
                 (Outcome::Same, None)
             }
             Err(SubnetError::Lost(reason)) if !self.lost => (self.lose(LossReason::Refused(reason), now), None),
             Err(error) => {
                 // A record that was shown meanwhile is ignored: the next call determines the state.
+                self.unacknowledged = true;
                 self.not_before = now.after(self.backoff.wait());
                 self.due = self.allowed(self.not_before);
                 (Outcome::Same, Some(crate::text::chain(&error)))
@@ -215,7 +219,7 @@ impl Renewal {
     /// Handles an incomplete list without this node's record, which may exist.
     pub(crate) fn not_listed(&mut self, now: BootTime) -> Outcome {
         if self.unseen && self.asked.is_none() && !self.lost {
-            self.ask(now);
+            self.ask(Change::Loss, now);
         }
         Outcome::Same
     }
@@ -239,12 +243,12 @@ impl Renewal {
         }
         if self.unseen {
             if !seen.is_some_and(|seen| is_same(seen, &self.lease)) {
-                self.ask(now);
+                self.ask(Change::Loss, now);
             }
             return Outcome::Same;
         }
         if self.rewrite {
-            self.ask(now);
+            self.ask(Change::Loss, now);
             return Outcome::Same;
         }
         let Some(seen) = seen else {
@@ -269,12 +273,19 @@ impl Renewal {
                 self.lose(LossReason::Refused(format!("the record now names {}", subnets.join(", "))), now)
             }
             seen if seen.attrs == self.lease.attrs => {
-                if seen.expires > self.lease.expires || seen.fence != self.lease.fence {
+                let is_written = seen.fence != self.lease.fence;
+                if is_written || seen.expires > self.lease.expires {
                     // A record without an expiry (as in etcd) does not mean that the lease has none: the known expiry
                     // stays.
                     let expires = seen.expires.or(self.lease.expires);
                     self.lease = Arc::new(Lease { expires, ..(**seen).clone() });
                     self.schedule(now);
+                }
+                let is_own = is_written && std::mem::take(&mut self.unacknowledged);
+                if is_written && !is_own && self.known_by == KnownBy::Address {
+                    // Another agent publishes the same: it has the same address. Writing the record once more shows it
+                    // that there are two.
+                    self.ask(Change::Write, now);
                 }
                 Outcome::Same
             }
@@ -284,7 +295,7 @@ impl Renewal {
             seen => {
                 self.publish.get_or_insert_with(|| self.lease.attrs.clone());
                 self.lease = Arc::new(Lease { fence: seen.fence.clone(), ..(*self.lease).clone() });
-                self.ask(now);
+                self.ask(Change::Write, now);
                 Outcome::Same
             }
         }
@@ -300,6 +311,7 @@ impl Renewal {
     ) -> Outcome {
         self.backoff.reset();
         self.contention.stand(now);
+        self.unacknowledged = false;
         let confirmed = matches!(&shown, Some(Some(seen)) if is_shown(seen, &lease));
         self.unseen = !confirmed && (self.unseen || !is_shown(&self.lease, &lease));
         let vanished = matches!(shown, Some(None));
@@ -319,7 +331,7 @@ impl Renewal {
         self.lease = Arc::new(lease);
         self.schedule(now);
         if doubtful || ignored {
-            self.ask(now);
+            self.ask(Change::Loss, now);
         }
         if std::mem::take(&mut self.repeat) {
             self.due = self.allowed(now);
@@ -329,13 +341,17 @@ impl Renewal {
 
     fn lose(&mut self, reason: LossReason, now: BootTime) -> Outcome {
         (self.lost, self.rewrite) = (true, false);
-        self.ask(now);
+        let change = match reason {
+            LossReason::Deleted | LossReason::Expired => Change::Loss,
+            LossReason::Taken | LossReason::Refused(_) => Change::Write,
+        };
+        self.ask(change, now);
         Outcome::Lost(reason)
     }
 
-    /// Another program changed the record, or seems to have: the store is asked whether this node still holds it.
-    fn ask(&mut self, now: BootTime) {
-        self.not_before = self.not_before.max(self.contention.raise(now));
+    /// The record changed, or seems to have: the store is asked whether this node still holds it.
+    fn ask(&mut self, change: Change, now: BootTime) {
+        self.not_before = self.not_before.max(self.contention.raise(change, now));
         // The wait must not delay the renewal of a held lease beyond half of its remaining time.
         let half = self.lease.expires.filter(|_| !self.lost).map(|expires| now.after(expires.since(now) / 2));
         self.due = self.allowed(half.map_or(self.not_before, |half| half.min(self.not_before)));

@@ -207,11 +207,39 @@ fn a_lease_that_stood_for_half_a_minute_is_taken_back_at_once() {
         held.own_record(None, now);
         assert!(matches!(held.call(now), Some(StoreCall::Acquire(_))), "at once");
         held.answered(Ok(lease(None)), now);
-        assert_eq!(held.contended().map(|contended| (contended.times, contended.next)), Some((1, None)));
+        assert_eq!(held.contended(), None, "a deleted record is nobody's contention");
     }
-    assert_eq!(held.deadline(), Some(at(161)), "to say that all is quiet");
+    assert_eq!(held.deadline(), Some(at(161)), "to forget the loss");
     held.expire(at(161));
     assert_eq!((held.contended(), held.deadline()), (None, None));
+}
+
+#[test]
+fn another_agent_that_publishes_the_same_is_noticed_and_answered() {
+    let mut held = with_lease(None);
+    assert_eq!(held.own_record(Some(&record(fenced("1"))), at(1)), Outcome::Same);
+    let Some(StoreCall::Renew(renewed)) = held.call(at(1)) else { panic!("no answer") };
+    assert_eq!((&renewed.attrs, &renewed.fence), (&lease(None).attrs, &Fence(Some("1".into()))));
+    assert_eq!(held.contended().map(|contended| contended.times), Some(1));
+    held.answered(Ok(fenced("2")), at(1));
+    // The other agent does the same.
+    held.own_record(Some(&record(fenced("2"))), at(1));
+    held.own_record(Some(&record(fenced("3"))), at(1));
+    assert!(held.contended().unwrap().next.is_some_and(|next| next > at(1)), "{:?}", held.contended());
+    // In a store that knows nodes by name, it is this node's own record in any case.
+    let mut held = named(LossPolicy::Reacquire);
+    held.own_record(Some(&record(fenced("1"))), at(1));
+    assert_eq!((held.call(at(1)), held.contended()), (None, None));
+}
+
+#[test]
+fn an_own_renewal_whose_reply_was_lost_is_no_rivals() {
+    let mut held = with_lease(Some(120));
+    held.call(at(67)).unwrap();
+    held.answered(Err(SubnetError::Unavailable { doing: "renewing", source: "cut".into() }), at(67));
+    held.own_record(Some(&record(fenced("9"))), at(67));
+    held.expire(at(100));
+    assert_eq!((held.contended(), &held.lease().fence), (None, &Fence(Some("9".into()))));
 }
 
 #[test]

@@ -125,7 +125,7 @@ impl MemorySubnets {
 
     /// Changes the network's configuration. Leases do not change.
     pub fn set_config(&self, config: NetworkConfig) {
-        self.shared.lock().config = config;
+        self.shared.lock().set_config(config);
     }
 
     /// Inserts leases as other nodes would, each as one change. Leases with equal keys are replaced.

@@ -185,6 +185,14 @@ impl Inner {
         }
     }
 
+    pub(super) fn set_config(&mut self, config: NetworkConfig) {
+        self.config = config;
+        for watcher in self.watchers() {
+            watcher.lock().config = true;
+            watcher.changed.notify_one();
+        }
+    }
+
     pub(super) fn public_of(&self, node: &ThisNode) -> Option<Dual<IpAddr>> {
         self.public.get(node.name.as_ref()?.as_str()).copied()
     }

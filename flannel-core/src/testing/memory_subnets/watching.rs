@@ -27,6 +27,8 @@ pub(super) struct Pending {
     pub(super) reset: bool,
     /// Whether the node's addresses are sent next.
     pub(super) this_node: bool,
+    /// Whether a change of the configuration is reported next.
+    pub(super) config: bool,
     pub(super) trouble: Option<SubnetError>,
     pub(super) events: VecDeque<LeaseEvent>,
 }
@@ -84,6 +86,9 @@ async fn next_event(shared: &Shared, watcher: &Watcher) -> Result<LeaseEvent, Su
             }
             if !inner.away && std::mem::take(&mut pending.this_node) {
                 return Ok(LeaseEvent::ThisNode(inner.public_of(&watcher.node).unwrap_or(watcher.node.public)));
+            }
+            if !inner.away && std::mem::take(&mut pending.config) {
+                return Ok(LeaseEvent::ConfigChanged);
             }
             if let Some(event) = pending.events.pop_front() {
                 return Ok(event);

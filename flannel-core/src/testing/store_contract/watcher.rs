@@ -70,6 +70,7 @@ impl Watcher {
                 self.seen = records.into_iter().map(|record| (record.key.clone(), record)).collect();
                 assert_eq!(self.seen.len(), count, "watch: a Reset must hold each key once");
             }
+            LeaseEvent::ConfigChanged => {}
             event if is_first => panic!("watch: the first event must be a Reset, not {event:?}"),
             LeaseEvent::Upsert(record) => drop(self.seen.insert(record.key.clone(), record)),
             LeaseEvent::Remove(key) => drop(self.seen.remove(&key)),
