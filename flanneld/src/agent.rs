@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use flannel_backend_udp::UdpDataPlane;
 use flannel_core::firewall::FirewallError;
-use flannel_core::overlay::{MissingUplink, Overlay, OverlayError, Teardown};
+use flannel_core::overlay::{Contact, Handle, MissingUplink, Overlay, OverlayError, Teardown, Wait};
+use flannel_core::text::Plain;
 use flannel_subnet_cached::CachedSubnets;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::assemble::{AssembleError, assemble};
@@ -35,6 +36,8 @@ use flannel_core::firewall_keeper::RulesState;
 const GRACE: Duration = Duration::from_millis(100);
 /// How long shutdown waits for the state file.
 const SAVE: Duration = Duration::from_millis(500);
+/// How long the store may take for its first answer before the log says that it is waited for.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// Why the agent ended by itself, or did not start.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +77,7 @@ impl AgentError {
     pub(crate) fn code(&self) -> u8 {
         match self {
             Self::Overlay(OverlayError::LeaseLost) => exit::LEASE_LOST,
+            Self::Overlay(OverlayError::Reconfigured) => exit::CONFIG_CHANGED,
             Self::Usage(_) => exit::USAGE,
             _ => exit::FAILURE,
         }
@@ -81,7 +85,8 @@ impl AgentError {
 }
 
 /// Runs until a signal. Steps that need privileges or can fail at once come first, so that a failure changes nothing.
-pub(crate) fn run(options: &Options, warnings: &[String]) -> Result<(), AgentError> {
+/// `flags` are those given, for the log.
+pub(crate) fn run(options: &Options, flags: &str, warnings: &[String]) -> Result<(), AgentError> {
     privileges::check()?;
     options.cni.check()?;
     check_place(&options.subnet_file)
@@ -94,8 +99,10 @@ pub(crate) fn run(options: &Options, warnings: &[String]) -> Result<(), AgentErr
     let cancel = CancellationToken::new();
     signals::watch(cancel.clone()).map_err(AgentError::Threads)?;
     let log = Log::start(options.log).map_err(AgentError::Threads)?;
+    let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
+    tracing::info!(target: "flannel::agent", version, pid, overlay = %options.overlay, flags, "starting flanneld");
     for warning in warnings.iter().chain(&places.warning) {
-        tracing::warn!("{warning}");
+        tracing::warn!(target: "flannel::agent", "{warning}");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AgentError::Threads)?;
     let outcome = runtime.block_on(supervise(options, places, &log, cancel));
@@ -139,8 +146,10 @@ async fn supervise(options: &Options, places: Places, log: &Log, cancel: Cancell
     let (kept, condition) = (store.state.clone(), store.condition.clone());
     let plane = UdpDataPlane::new();
     let carried = plane.observer();
+    tracing::info!(target: "flannel::store", store = %Plain(&store.name), "using this lease store");
     let overlay = assemble(options, &store, MissingUplink::Wait, plane)?;
     let handle = overlay.handle();
+    tokio::spawn(report_silence(handle.clone()));
     let metrics = Metrics::default();
     let (state, rules) = watch::channel(RulesState::Pending);
     let keeper = Keeper { options: options.firewall, handle: handle.clone(), state };
@@ -168,7 +177,7 @@ async fn supervise(options: &Options, places: Places, log: &Log, cancel: Cancell
         let ended = ended.clone();
         servers.spawn(async move {
             if let Err(error) = serve::serve(place, router, ended).await {
-                tracing::error!(%error, "a page server has ended");
+                tracing::error!(target: "flannel::agent", %error, "an HTTP server has stopped");
             }
         });
     }
@@ -189,7 +198,7 @@ async fn supervise(options: &Options, places: Places, log: &Log, cancel: Cancell
     cancel.cancel();
     // The agent may end before the task has sent the notification.
     if !matches!(timeout(GRACE, stopping).await, Ok(Ok(()))) {
-        tracing::warn!("the supervisor was not told of the end");
+        tracing::warn!(target: "flannel::agent", "cannot notify the supervisor of the stop");
     }
     if let Some(kept) = kept {
         save(&kept).await;
@@ -199,12 +208,24 @@ async fn supervise(options: &Options, places: Places, log: &Log, cancel: Cancell
     outcome
 }
 
+/// Logs that the store has not answered within [`SILENCE`]; errors are logged when they occur.
+async fn report_silence(handle: Handle) {
+    sleep(SILENCE).await;
+    let status = handle.status();
+    let waits = matches!(status.starting, Some(Wait::Store { error: None } | Wait::Lease { error: None }));
+    if waits && status.store == Contact::Never {
+        tracing::info!(target: "flannel::store", "no answer from the lease store yet; waiting");
+    }
+}
+
 /// Writes pending changes to the state file. A hanging disk must not delay shutdown.
 async fn save(kept: &CachedSubnets) {
     match timeout(SAVE, kept.flush()).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(error = chain(&error), "the state file was not written"),
-        Err(_) => tracing::warn!("the state file was not written within {SAVE:?}"),
+        Ok(Err(error)) => {
+            tracing::warn!(target: "flannel::store", error = chain(&error), "cannot write the state file")
+        }
+        Err(_) => tracing::warn!(target: "flannel::store", "the state file was not written within {SAVE:?}"),
     }
 }
 

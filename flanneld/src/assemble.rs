@@ -70,6 +70,7 @@ pub(crate) fn assemble(
         .public(public)
         .store_addresses(store.addresses.clone())
         .on_loss(options.on_loss)
+        .on_reconfiguration(options.on_config_change)
         .audit_every(options.audit_every)
         .subnet_env(SubnetEnvFile::new(&options.subnet_file, masquerade))
         .build(Arc::clone(&store.subnets), kernel)?)

@@ -108,6 +108,13 @@ impl Cni {
         }
     }
 
+    /// Returns the path of the configuration, if it exists and no other program has changed it.
+    pub(crate) fn removable(&self) -> Result<Option<PathBuf>, InstallError> {
+        let Some(configuration) = &self.configuration else { return Ok(None) };
+        let (path, text) = (configuration.directory.join(install::CONFLIST), configuration.text()?);
+        Ok(Some(path).filter(|path| std::fs::read_to_string(path).is_ok_and(|found| found == text)))
+    }
+
     /// Removes the configuration unless another program has changed it. Returns its path if it was removed. The plug-in stays,
     /// because the runtime needs it to detach pods.
     pub(crate) fn remove(&self) -> Result<Option<PathBuf>, InstallError> {
@@ -146,21 +153,21 @@ impl Logged {
     fn log(&mut self, outcome: &Result<Option<Installed>, InstallError>, cni: &Cni) {
         let error = outcome.as_ref().err().map(|error| chain(error));
         if let Some(error) = error.as_ref().filter(|error| self.error.as_ref() != Some(*error)) {
-            tracing::warn!(error, "the CNI plug-in or its configuration was not installed; trying again");
+            tracing::warn!(target: "flannel::cni", error, "cannot install the CNI plug-in or its configuration; retrying");
         }
         self.error = error;
         let Ok(Some(installed)) = outcome else { return };
         if let Some(configuration) = cni.configuration.as_ref().filter(|_| installed.written) {
             let path = configuration.directory.join(install::CONFLIST);
-            tracing::info!(path = %path.display(), "CNI configuration written: pods can be attached");
+            tracing::info!(target: "flannel::cni", path = %path.display(), "CNI configuration written: pods can be attached");
         }
         for path in &installed.replaced {
-            tracing::info!(path = %path.display(), "another CNI configuration of flannel was renamed to *.replaced");
+            tracing::info!(target: "flannel::cni", path = %path.display(), "another CNI configuration of flannel was renamed to *.replaced");
         }
         if self.before != installed.before {
             for path in &installed.before {
                 let path = path.display();
-                tracing::warn!(%path, "the runtime uses this CNI configuration first; delete it to use flannel");
+                tracing::warn!(target: "flannel::cni", %path, "the runtime uses this CNI configuration first; delete it to use flannel");
             }
             self.before.clone_from(&installed.before);
         }

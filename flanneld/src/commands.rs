@@ -7,16 +7,17 @@ use cni_flannel::install::InstallError;
 use flannel_backend_udp::UdpDataPlane;
 use flannel_core::files::FileError;
 use flannel_core::firewall::FirewallError;
-use flannel_core::overlay::{MissingUplink, OverlayError, Preview, Removed};
+use flannel_core::overlay::{MissingUplink, OverlayError, Preview};
 use flannel_core::text::Plain;
 use serde::Serialize;
 
 use crate::assemble::{AssembleError, assemble};
+use crate::cleanup::OthersRun;
 use crate::client::{self, ClientError};
 use crate::options::Options;
-use crate::privileges::{self, PrivilegeError};
+use crate::privileges::PrivilegeError;
 use crate::stores::StoreError;
-use crate::{doctor, exit, firewall, stores};
+use crate::{cleanup, doctor, exit, stores};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,8 @@ pub(crate) enum CommandError {
     Firewall(#[from] FirewallError),
     #[error(transparent)]
     StateFile(#[from] FileError),
+    #[error(transparent)]
+    OthersRun(#[from] OthersRun),
     #[error(transparent)]
     Cni(#[from] InstallError),
     #[error("starting the runtime")]
@@ -106,39 +109,10 @@ pub(crate) fn doctor(options: &Options) -> Result<u8, CommandError> {
     Ok(if report.is_healthy() { exit::SUCCESS } else { exit::FAILURE })
 }
 
-/// Removes everything of this overlay from the host.
+/// Removes everything of this overlay from the host, or prints what would be removed.
 pub(crate) fn cleanup(options: &Options) -> Result<u8, CommandError> {
-    privileges::check()?;
-    let removed = block_on(async {
-        // The operator may have removed certificates or the directory already.
-        let store = stores::open(&options.store).await;
-        let store = store.unwrap_or_else(|error| stores::out_of_reach(&options.store, error));
-        let removed = assemble(options, &store, MissingUplink::Fail, UdpDataPlane::new())?.remove().await?;
-        firewall::remove(&options.overlay).await?;
-        if let Some(kept) = store.kept_in(options.state_file.as_ref()).state {
-            kept.erase()?;
-        }
-        Ok::<_, CommandError>(removed)
-    })?;
-    let mut text = told(options, &removed);
-    if let Some(path) = options.cni.remove()? {
-        text += &format!("{} removed\n", path.display());
-    }
-    print(&text)?;
+    print(&block_on(cleanup::cleanup(options))?.to_string())?;
     Ok(exit::SUCCESS)
-}
-
-fn told(options: &Options, removed: &Removed) -> String {
-    let mut text = format!("{} kernel objects removed\n", removed.objects);
-    if removed.subnet_env {
-        text += &format!("{} removed\n", options.subnet_file.display());
-    }
-    match (&removed.lease, &removed.store) {
-        (Some(lease), _) => text += &format!("lease {} given back\n", lease.key),
-        (None, Some(error)) => text += &format!("the lease was not given back: {error}\n"),
-        (None, None) => {}
-    }
-    text
 }
 
 /// Returns the requested format of the agent's answer.

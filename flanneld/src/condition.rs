@@ -40,12 +40,12 @@ async fn write(store: &KubeSubnets) {
     while let Err(error) = store.set_network_unavailable(false).await {
         let error = chain(&error);
         if error != said {
-            tracing::warn!(error, "the node's condition NetworkUnavailable was not written; it is tried again");
+            tracing::warn!(target: "flannel::kubernetes", error, "cannot set the condition NetworkUnavailable of the Node; retrying");
             said = error;
         }
         sleep(backoff.wait()).await;
     }
-    tracing::info!("the node's condition NetworkUnavailable is False");
+    tracing::info!(target: "flannel::kubernetes", "condition NetworkUnavailable of the Node set to False");
 }
 
 /// Creates an Event of what the agent waits for, if it does so for [`SETTLE`], and another when it is ready. At most one
@@ -80,11 +80,13 @@ pub(crate) async fn record(mut handle: Handle, mut rules: watch::Receiver<RulesS
             Err(error @ SubnetError::Denied { .. }) => {
                 // The log has what keeps an agent from getting ready.
                 if now.is_empty() {
-                    tracing::info!(error = chain(&error), "the Node gets no Events");
+                    tracing::info!(target: "flannel::kubernetes", error = chain(&error), "no permission to create Events of the Node");
                 }
                 shown = Some(now);
             }
-            Err(error) => tracing::debug!(error = chain(&error), "the Node's Event was not created; it is tried again"),
+            Err(error) => {
+                tracing::debug!(target: "flannel::kubernetes", error = chain(&error), "cannot create an Event of the Node; retrying")
+            }
         }
         sleep(PAUSE).await;
     }

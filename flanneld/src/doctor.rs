@@ -2,7 +2,7 @@
 
 mod host;
 mod kubernetes;
-mod routes;
+pub(crate) mod routes;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::config::NetworkConfig;
-use flannel_core::firewall::{Firewall, FirewallError};
+use flannel_core::firewall::{Firewall, FirewallError, Rules};
 use flannel_core::firewall_keeper::{KeepOptions, RulesState, keep};
 use flannel_core::kernel::OverlayName;
+use flannel_core::net::Dual;
 use flannel_core::overlay::Handle;
 use flannel_firewall_iptables::Iptables;
 use flannel_firewall_nft::Nft;
@@ -66,6 +67,20 @@ pub(crate) async fn remove(overlay: &OverlayName) -> Result<(), FirewallError> {
         }
     }
     outcome
+}
+
+/// Returns the number of rules of both tools. A tool that is not installed has none.
+pub(crate) async fn present(overlay: &OverlayName) -> Result<usize, FirewallError> {
+    let none = Rules::new(overlay.clone(), &Dual::default(), &Dual::default());
+    let mut count = 0;
+    for tool in all()? {
+        count += match tool.check(&none).await {
+            Ok(drift) => drift.len(),
+            Err(FirewallError::Unsupported { .. }) => 0,
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(count)
 }
 
 /// Returns nftables and iptables of this network namespace.

@@ -98,6 +98,13 @@ pub(crate) const FLAGS: &[Flag] = &[
     ),
     flag("overlay-name", Kind::Text, "flannel", "name by which the overlay finds its own kernel objects again"),
     flag("on-lease-loss", Kind::Text, "reacquire", "what to do when the lease is lost: reacquire, keep or stop"),
+    flag(
+        "on-config-change",
+        Kind::Text,
+        "keep",
+        "what to do when the network configuration in the store changes: keep the former one until a restart, or restart \
+         (exit with code 4, to be started again)",
+    ),
     flag("audit-interval", Kind::Int, "30", "seconds between full looks at the kernel, 1 to 600"),
     flag("metrics-ip", Kind::Text, "127.0.0.1", "address of /metrics and /status"),
     flag("metrics-port", Kind::Int, "9472", "port of /metrics and /status (0: none)"),
@@ -112,5 +119,7 @@ pub(crate) const FLAGS: &[Flag] = &[
     flag("cni-bin-dir", Kind::Text, "", "where to install the CNI plug-in, such as /opt/cni/bin (empty: nowhere)"),
     flag("cni-plugin", Kind::Text, "", "the plug-in to install (default: the file flannel beside this program)"),
     flag("keep-capabilities", Kind::Bool, "false", "do not drop capabilities that are not needed"),
+    flag("dry-run", Kind::Bool, "false", "cleanup: print what would be removed, and remove nothing"),
+    flag("force", Kind::Bool, "false", "cleanup: remove even while another flannel agent runs, such as Go flannel"),
     flag("json", Kind::Bool, "false", "status, plan, doctor: print JSON"),
 ];

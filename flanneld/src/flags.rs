@@ -126,6 +126,15 @@ impl Values {
         Ok(())
     }
 
+    /// Returns the given flags in Go's syntax, without the password.
+    pub(crate) fn summary(&self) -> String {
+        let shown = |(&name, texts): (&&'static str, &Vec<String>)| {
+            let hide = name == "etcd-password";
+            texts.iter().map(|text| format!("-{name}={}", if hide { "…" } else { text })).collect::<Vec<_>>()
+        };
+        self.0.iter().flat_map(shown).collect::<Vec<_>>().join(" ")
+    }
+
     /// Whether the flag was given, on the command line or in the environment.
     pub(crate) fn is_given(&self, name: &str) -> bool {
         self.0.contains_key(name)
@@ -365,6 +374,12 @@ mod tests {
             assert!(!error.contains("=x"), "a value may be a secret: {error}");
         }
         assert!(!line("-quux").unwrap_err().to_string().contains("did you mean"));
+    }
+
+    #[test]
+    fn the_summary_names_the_given_flags_and_no_password() {
+        let values = line("-iface a -iface b -etcd-password secret -ip-masq").unwrap().values;
+        assert_eq!(values.summary(), "-etcd-password=… -iface=a -iface=b -ip-masq=true");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod agent;
 mod assemble;
 mod blackhole;
+mod cleanup;
 mod client;
 mod cni;
 mod commands;
@@ -23,6 +24,7 @@ mod malloc;
 mod metrics;
 mod notify;
 mod options;
+mod other_agents;
 mod peers;
 mod privileges;
 mod serve;
@@ -47,6 +49,8 @@ pub(crate) mod exit {
     pub(crate) const USAGE: u8 = 2;
     /// The lease is lost, and `-on-lease-loss=stop`.
     pub(crate) const LEASE_LOST: u8 = 3;
+    /// The network configuration changed, and `-on-config-change=restart`.
+    pub(crate) const CONFIG_CHANGED: u8 = 4;
 }
 
 /// The commands.
@@ -82,7 +86,7 @@ fn start() -> Result<u8, UsageError> {
     let options = Options::read(&values, |name| std::env::var(name).ok(), hostname)?;
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
-        [] => return Ok(run(&options, &warnings)),
+        [] => return Ok(run(&options, &values.summary(), &warnings)),
         ["status"] => commands::status(&options),
         ["peers"] => commands::peers(&options),
         ["plan"] => commands::plan(&options),
@@ -106,12 +110,12 @@ fn start() -> Result<u8, UsageError> {
     }))
 }
 
-fn run(options: &Options, warnings: &[String]) -> u8 {
+fn run(options: &Options, flags: &str, warnings: &[String]) -> u8 {
     malloc::give_memory_back();
-    match agent::run(options, warnings) {
+    match agent::run(options, flags, warnings) {
         Ok(()) => exit::SUCCESS,
         Err(error) => {
-            last_words::say(format!("flanneld: {}\n", chain(&error)));
+            last_words::say(log::last_line(options.log.format, &chain(&error)));
             error.code()
         }
     }

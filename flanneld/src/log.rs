@@ -8,10 +8,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use flannel_core::text::{Cut, Escaping};
+use flannel_core::text::{Cut, Escaping, Plain};
 use tracing::{Dispatch, Event, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
@@ -77,6 +78,25 @@ impl Log {
     }
 }
 
+/// Returns the last line of a program that fails, in the log's format: the log may not have been started.
+pub(crate) fn last_line(format: LogFormat, error: &str) -> String {
+    match format {
+        LogFormat::Text => format!("flanneld: {error}\n"),
+        LogFormat::Json => {
+            let mut timestamp = String::new();
+            // Writing to a String cannot fail.
+            let _ = SystemTime.format_time(&mut Writer::new(&mut timestamp));
+            let line = serde_json::json!({
+                "timestamp": timestamp,
+                "level": "ERROR",
+                "fields": { "message": error },
+                "target": "flannel::agent",
+            });
+            format!("{}\n", Plain(line))
+        }
+    }
+}
+
 /// Formats traces as lines for `writer`.
 fn dispatch<W>(filter: EnvFilter, format: LogFormat, writer: W) -> Dispatch
 where
@@ -87,7 +107,7 @@ where
     let registry = tracing_subscriber::registry().with(filter);
     match format {
         LogFormat::Text => registry.with(fmt.map_event_format(AsOneLine)).into(),
-        LogFormat::Json => registry.with(fmt.json().map_event_format(AsOneLine)).into(),
+        LogFormat::Json => registry.with(fmt.json().with_span_list(false).map_event_format(AsOneLine)).into(),
     }
 }
 
@@ -215,6 +235,27 @@ mod tests {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             (0..1 << 20).try_for_each(|_| f.write_str(self.0))
         }
+    }
+
+    #[test]
+    fn a_line_in_json_has_no_key_twice_and_the_last_one_has_the_same_form() {
+        let (log, queue) = log();
+        let dispatch = dispatch(EnvFilter::new("info"), LogFormat::Json, log);
+        tracing::dispatcher::with_default(&dispatch, || {
+            let _span = tracing::info_span!("flannel", overlay = "flannel").entered();
+            tracing::info!(target: "flannel::lease", key = %"node", suppressed = None::<u64>, "lease acquired");
+        });
+        let line = String::from_utf8(queue.recv().unwrap()).unwrap();
+        let parsed: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&line).unwrap();
+        // A parser keeps one of two equal keys.
+        assert_eq!(serde_json::to_string(&parsed).unwrap().len(), line.trim_end().len(), "{line}");
+        assert_eq!(parsed["span"], serde_json::json!({"name": "flannel", "overlay": "flannel"}));
+        assert_eq!(parsed["fields"], serde_json::json!({"message": "lease acquired", "key": "node"}));
+        let last = last_line(LogFormat::Json, "cannot start\n\u{1b}");
+        let last: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&last).unwrap();
+        assert_eq!(last["fields"], serde_json::json!({"message": "cannot start\n\u{1b}"}));
+        assert!(last.keys().all(|key| parsed.contains_key(key)), "{last:?}");
+        assert_eq!(last_line(LogFormat::Text, "cannot start"), "flanneld: cannot start\n");
     }
 
     #[test]

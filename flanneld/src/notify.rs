@@ -26,7 +26,9 @@ pub(crate) async fn follow(mut handle: Handle, mut rules: watch::Receiver<RulesS
         };
         if now_ready && !ready {
             ready = true;
-            tracing::info!("ready: {line}");
+            let status = handle.status();
+            let degraded = status.degraded().map(tracing::field::display);
+            tracing::info!(target: "flannel::agent", peers = status.peers.accepted, degraded, "ready");
             tell(Told::Ready).await;
         }
         if line != told {
@@ -100,7 +102,7 @@ impl Told {
 async fn tell(told: Told) {
     let sent = tokio::task::spawn_blocking(move || sd_notify::notify(false, &[told.state()])).await;
     if let Ok(Err(error)) = sent {
-        tracing::warn!(%error, "the supervisor could not be told");
+        tracing::warn!(target: "flannel::agent", %error, "cannot notify the supervisor");
     }
 }
 

@@ -9,7 +9,7 @@ use flannel_core::config::NetworkConfig;
 use flannel_core::firewall::{Forward, Masquerade, SourcePorts};
 use flannel_core::kernel::{LinkName, OverlayName};
 use flannel_core::net::{Dual, Family, is_public_unicast};
-use flannel_core::overlay::LossPolicy;
+use flannel_core::overlay::{ConfigPolicy, LossPolicy};
 use flannel_core::subnet::NodeIdentity;
 use flannel_core::uplink::{Pattern, Select};
 use flannel_subnet_etcd::{ClearText, ClientCertificate, ConfigError, Credentials, KeyPrefix, Password, Secret, Tls};
@@ -40,6 +40,17 @@ pub(crate) struct Options {
     pub(crate) capabilities: Capabilities,
     pub(crate) cni: Cni,
     pub(crate) json: bool,
+    pub(crate) on_config_change: ConfigPolicy,
+    pub(crate) cleanup: Cleanup,
+}
+
+/// How `cleanup` works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Cleanup {
+    /// Whether it only prints what it would remove.
+    pub(crate) dry_run: bool,
+    /// Whether it works while other flannel agents run here.
+    pub(crate) force: bool,
 }
 
 /// The lease store and the time to live of its leases.
@@ -191,6 +202,8 @@ impl Options {
             capabilities: if values.bool("keep-capabilities") { Capabilities::Keep } else { Capabilities::Drop },
             cni: Cni::read(values, cni::beside_this_program)?,
             json: values.bool("json"),
+            on_config_change: on_config_change(values)?,
+            cleanup: Cleanup { dry_run: values.bool("dry-run"), force: values.bool("force") },
         })
     }
 }
@@ -382,6 +395,14 @@ fn on_loss(values: &Values) -> Result<LossPolicy, UsageError> {
         "keep" => Ok(LossPolicy::Keep),
         "stop" => Ok(LossPolicy::Stop),
         other => Err(one_of("on-lease-loss", other, &["reacquire", "keep", "stop"])),
+    }
+}
+
+fn on_config_change(values: &Values) -> Result<ConfigPolicy, UsageError> {
+    match values.text("on-config-change") {
+        "keep" => Ok(ConfigPolicy::KeepOnceConfirmed),
+        "restart" => Ok(ConfigPolicy::Stop),
+        other => Err(one_of("on-config-change", other, &["keep", "restart"])),
     }
 }
 

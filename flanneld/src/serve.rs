@@ -79,12 +79,12 @@ impl Place {
             return listener;
         }
         let Self { addr, flags, .. } = self;
-        tracing::warn!("no pages at {addr} yet: another program listens there; end it, or set {flags}");
+        tracing::warn!(target: "flannel::agent", "cannot serve status and metrics at {addr}: another program uses the address; stop it, or set {flags}");
         let mut backoff = Backoff::default();
         loop {
             sleep(backoff.wait()).await;
             if let Ok(listener) = listen(addr) {
-                tracing::info!("the other program is gone: pages are served at {addr}");
+                tracing::info!(target: "flannel::agent", "serving status and metrics at {addr}");
                 return listener;
             }
         }

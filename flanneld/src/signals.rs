@@ -1,4 +1,5 @@
-//! SIGTERM and SIGINT: the first signal starts an orderly shutdown, the second kills the process.
+//! SIGTERM and SIGINT: the first signal starts an orderly shutdown, the second kills the process. SIGHUP and SIGUSR1 are
+//! ignored, with a log line.
 
 use std::io;
 use std::thread;
@@ -13,15 +14,23 @@ const DEADLINE: Duration = Duration::from_millis(1900);
 /// Blocks the signals for all threads that start later, and starts the thread that waits for them. Children get them
 /// unblocked.
 pub(crate) fn watch(cancel: CancellationToken) -> io::Result<()> {
-    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    let ignored = [Signal::SIGHUP, Signal::SIGUSR1];
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().chain(ignored).collect();
     signals.thread_block()?;
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        let Ok(signal) = signals.wait() else { return };
-        tracing::info!(signal = signal.as_str(), "ending; the data plane stays up");
+        let signal = loop {
+            let Ok(signal) = signals.wait() else { return };
+            if !ignored.contains(&signal) {
+                break signal;
+            }
+            let remedy = "restart flanneld to change its flags";
+            tracing::info!(target: "flannel::agent", signal = signal.as_str(), remedy, "signal ignored: nothing to reload");
+        };
+        tracing::info!(target: "flannel::agent", signal = signal.as_str(), "stopping; devices and routes stay");
         cancel.cancel();
         // From here on a signal has its default action, on this thread.
         if signals.thread_unblock().is_err() {
-            tracing::warn!("a second signal will not end the program");
+            tracing::warn!(target: "flannel::agent", "a second signal will not end the program");
         }
         thread::sleep(DEADLINE);
         cut_off();

@@ -171,7 +171,7 @@ impl SubnetManager for OutOfReach {
     }
 
     async fn release(&self, _: Lease) -> Result<(), SubnetError> {
-        self.away("giving the lease back")
+        self.away("releasing the lease")
     }
 
     async fn changed(&self) {

@@ -20,16 +20,8 @@ pub(super) fn judge(
     uplink: &Uplink,
     seen: &BTreeMap<RouteKey, Route>,
 ) -> Vec<Finding> {
-    let is_subnet = |prefix: &Prefix| {
-        let pool = config.networks.get(prefix.family()).and_then(|network| network.pool.as_ref());
-        pool.is_some_and(|pool| prefix.len() == pool.len)
-    };
-    let nobodys = seen.iter().filter_map(|(RouteKey { prefix, .. }, route)| {
-        let by_hand = route.kind == RouteKind::Unicast && route.protocol == Route::BOOT;
-        let gateway = route.gateway.filter(|_| by_hand && route.link == Some(LinkId::Uplink))?;
-        let way = format!("{prefix} via {gateway} dev {}", uplink.name);
-        (is_subnet(prefix) && !leased.contains(prefix)).then_some(way)
-    });
+    let routes = by_hand(config, uplink.name.as_str(), seen);
+    let nobodys = routes.filter_map(|(prefix, way)| (!leased.contains(&prefix)).then_some(way));
     let finding = |way: String| {
         let found = format!("{way} leads to a subnet that no node has: as left by Go flannel");
         let fix = format!("unless somebody else needs it: ip route delete {way}");
@@ -40,6 +32,24 @@ pub(super) fn judge(
         return vec![Finding::ok("routes", "none through the uplink to a subnet that no node has")];
     }
     findings
+}
+
+/// Returns the routes through the uplink to a subnet of a node that no routing daemon made, as Go flannel's, each as
+/// `ip route delete` takes it.
+pub(crate) fn by_hand<'a>(
+    config: &'a NetworkConfig,
+    uplink: &'a str,
+    seen: &'a BTreeMap<RouteKey, Route>,
+) -> impl Iterator<Item = (Prefix, String)> + 'a {
+    let is_subnet = |prefix: &Prefix| {
+        let pool = config.networks.get(prefix.family()).and_then(|network| network.pool.as_ref());
+        pool.is_some_and(|pool| prefix.len() == pool.len)
+    };
+    seen.iter().filter_map(move |(RouteKey { prefix, .. }, route)| {
+        let by_hand = route.kind == RouteKind::Unicast && route.protocol == Route::BOOT;
+        let gateway = route.gateway.filter(|_| by_hand && route.link == Some(LinkId::Uplink))?;
+        is_subnet(prefix).then(|| (*prefix, format!("{prefix} via {gateway} dev {uplink}")))
+    })
 }
 
 #[cfg(test)]

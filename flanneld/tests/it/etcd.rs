@@ -32,7 +32,7 @@ fn agents_share_etcd_survive_its_death_and_keep_their_leases() {
     assert_eq!(routes(cluster.ns(1)), before);
 
     let waiting = cluster.start(1, &["-state-file="]);
-    waiting.until("waiting for etcd", || waiting.log().contains("waiting for the lease store"));
+    waiting.until("waiting for etcd", || waiting.log().contains("lease store unreachable"));
     cluster.start_etcd();
     waiting.until_ready();
     let _two = cluster.start(2, &[]).ready();
@@ -160,7 +160,7 @@ fn an_agent_of_a_state_file_ends_when_etcd_comes_back_with_another_configuration
     let mut agent = cluster.start(1, &[]).ready();
     let before = routes(cluster.ns(1));
     cluster.start_etcd();
-    assert_eq!(agent.wait(), Some(1), "{}", agent.log());
+    assert_eq!(agent.wait(), Some(4), "{}", agent.log());
     let log = agent.log();
     let said = log.lines().find(|line| line.starts_with("flanneld: ")).unwrap_or(&log);
     assert!(said.contains("network configuration changed"), "{said}");

@@ -185,7 +185,9 @@ fn an_agent_without_a_right_says_which_once_waits_and_goes_on_with_it() {
     let agents: Vec<_> = nodes.clone().map(start).map(Agent::ready).collect();
     let is_told_all = |nth: usize| nodes.clone().filter(|peer| *peer != nth).all(|peer| cluster.has_route(nth, peer));
     nodes.clone().zip(&agents).for_each(|(nth, agent)| agent.until("told of all", || is_told_all(nth)));
-    agents.iter().for_each(|agent| agent.until("quiet", || agent.log().contains("NetworkUnavailable is False")));
+    agents
+        .iter()
+        .for_each(|agent| agent.until("quiet", || agent.log().contains("NetworkUnavailable of the Node set to False")));
     let pods: Vec<_> = nodes.clone().map(|nth| cluster.site.pod(nth)).collect();
     let ways_of_flows = nodes.clone().map(|nth| (&pods[nth - 1], &pods[nth % LACKING.len()]));
     let flows: Vec<_> = ways_of_flows
@@ -243,7 +245,9 @@ fn a_restored_backup_of_the_api_servers_store_is_followed_and_costs_no_packet() 
     let mut cluster = Cluster::new(2);
     [1, 2].into_iter().for_each(|nth| cluster.register(nth));
     let agents = [1, 2].map(|nth| cluster.start(nth)).map(Agent::ready);
-    agents.iter().for_each(|agent| agent.until("quiet", || agent.log().contains("NetworkUnavailable is False")));
+    agents
+        .iter()
+        .for_each(|agent| agent.until("quiet", || agent.log().contains("NetworkUnavailable of the Node set to False")));
     let pods = cluster.pods();
     crate::store::reaches(&pods[0], &pods[1]);
     let flow = flow(&pods[0], &pods[1], Family::V4);

@@ -85,12 +85,42 @@ fn an_agent_waits_for_its_uplink_and_says_so_once() {
     let node = &site.underlay.nodes()[0];
     node.ns.flush_main_routes().unwrap();
     let agent = site.start(1, &[]);
-    agent.until("waiting", || agent.log().contains("waiting for an uplink"));
+    agent.until("waiting", || agent.log().contains("no usable uplink"));
     assert_eq!(agent.get(8081, "/readyz"), Some((503, "flanneld is not ready yet".to_owned())));
     assert_eq!(agent.get(8081, "/healthz").map(|(code, _)| code), Some(200));
     node.restore_underlay().unwrap();
     agent.until_ready();
-    assert_eq!(agent.log().matches("waiting for an uplink").count(), 1, "{}", agent.log());
+    assert_eq!(agent.log().matches("no usable uplink").count(), 1, "{}", agent.log());
+}
+
+#[test]
+fn signals_that_mean_reload_elsewhere_are_ignored_with_a_line() {
+    let site = Site::new(1, VXLAN);
+    let agent = site.start(1, &[]).ready();
+    for signal in [Signal::SIGHUP, Signal::SIGUSR1] {
+        agent.signal(signal);
+        let line = format!("signal ignored: nothing to reload signal=\"{signal}\"");
+        agent.until("told of the signal", || agent.log().contains(&line));
+    }
+    agent.until_ready();
+    assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
+}
+
+#[test]
+fn the_log_begins_with_version_process_and_flags_without_the_password() {
+    let site = Site::new(1, VXLAN);
+    let flags = ["-etcd-username=u", "-etcd-password=hunter2", "-log-format=json"];
+    let agent = site.start(1, &flags).ready();
+    let log = agent.log();
+    let first: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+    let fields = &first["fields"];
+    assert_eq!((&fields["message"], &fields["pid"]), (&"starting flanneld".into(), &agent.pid().into()));
+    assert!(fields["flags"].as_str().unwrap().contains("-etcd-password=…"), "{first}");
+    assert!(!log.contains("hunter2"), "{log}");
+    // So does one that cannot start.
+    let second = site.run(1, &["-log-format=json", "-healthz-port=0"]);
+    let last: serde_json::Value = serde_json::from_str(second.err.lines().last().unwrap()).unwrap();
+    assert!(last["fields"]["message"].as_str().unwrap().contains("already running"), "{second:?}");
 }
 
 #[test]
@@ -98,7 +128,7 @@ fn a_signal_while_waiting_ends_at_once() {
     let site = Site::new(1, VXLAN);
     site.underlay.nodes()[0].ns.flush_main_routes().unwrap();
     let agent = site.start(1, &[]);
-    agent.until("waiting", || agent.log().contains("waiting for an uplink"));
+    agent.until("waiting", || agent.log().contains("no usable uplink"));
     assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
 }
 
@@ -223,7 +253,7 @@ fn what_the_supervisor_is_told_is_one_plain_line_that_it_takes_whatever_the_agen
     let site = Site::new(1, VXLAN);
     let hostile = format!("-iface-regex=eth9\nMAINPID=1\nREADY=1\u{1b}\u{202e}{}", "x".repeat(8000));
     let mut agent = site.start(1, &[&hostile]);
-    agent.until("waiting", || agent.log().contains("waiting for an uplink"));
+    agent.until("waiting", || agent.log().contains("no usable uplink"));
     let waits = |agent: &mut Agent| agent.messages().contains("waiting for");
     let mut told = false;
     testkit::wait_until("told", PATIENCE, || {

@@ -3,7 +3,7 @@
 use flannel_core::net::Family;
 use nix::sys::signal::Signal;
 
-use crate::harness::{Agent, PATIENCE, VXLAN, routes};
+use crate::harness::{Agent, HOST_GW, PATIENCE, VXLAN, routes};
 use crate::store::{Cluster, SUBNETS, assert_no_loss, flow, reaches, status};
 
 /// A well-formed record of a peer that is nobody's node.
@@ -89,6 +89,17 @@ fn hostile(own: &str, other: &str) -> Vec<(String, String)> {
     let valued = values.into_iter().zip(100..).map(|(value, n)| (format!("{SUBNETS}/10.244.{n}.0-24"), value));
     let keyed = at_keys.iter().zip(50..).map(|(key, n)| (format!("{SUBNETS}/{key}"), good(n)));
     valued.chain(keyed).collect()
+}
+
+#[test]
+fn a_peer_that_the_backend_skips_is_named_in_the_log() {
+    let cluster = Cluster::new(1, HOST_GW);
+    let peer = r#"{"PublicIP":"203.0.113.9","BackendType":"host-gw"}"#;
+    cluster.put(&format!("{SUBNETS}/10.244.99.0-24"), peer);
+    let agent = cluster.start(1, &[]).ready();
+    let is_named = |line: &str| line.contains("peer skipped") && line.contains("10.244.99.0-24");
+    assert!(agent.log().lines().any(|line| line.contains("WARN") && is_named(line)), "{}", agent.log());
+    assert!(agent.log().contains("1 peer skipped"), "{}", agent.log());
 }
 
 #[test]

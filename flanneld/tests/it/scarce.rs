@@ -107,7 +107,7 @@ fn a_disk_that_fills_up_or_becomes_read_only_later_tears_no_file_and_costs_neith
         on.disk = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
         on.agent.signal(Signal::SIGTERM);
         assert_eq!(on.agent.wait(), Some(0), "{how}");
-        assert!(on.agent.log().contains("state file was not written"), "{how}: {}", on.agent.log());
+        assert!(on.agent.log().contains("cannot write the state file"), "{how}: {}", on.agent.log());
         assert_eq!(texts(&on), whole, "{how}");
         let names = on.names().into_iter().filter(|name| name != "filler");
         assert_eq!(names.collect::<Vec<_>>(), ["state.json", "subnet.env"], "{how}");

@@ -86,8 +86,7 @@ fn an_agent_trusts_the_authority_it_is_given_and_shows_its_certificate() {
         ([user.clone(), vec![flag(&cluster, "cafile", "ca.pem")]].concat(), "certificate"),
     ] {
         let agent = start(&cluster, &flags);
-        let told =
-            || agent.log().lines().any(|line| line.contains("waiting for the lease store") && line.contains(part));
+        let told = || agent.log().lines().any(|line| line.contains("lease store unreachable") && line.contains(part));
         agent.until("told why", told);
         assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
     }
@@ -110,7 +109,7 @@ fn cleanup_works_when_the_certificates_are_gone_already() {
     let flags = ["cleanup", "-etcd-endpoints=https://10.89.0.1:2379", "-etcd-cafile=/nowhere/ca.pem"];
     let cleaned = cluster.run(1, &flags);
     assert_eq!(cleaned.code, Some(0), "{cleaned:?}");
-    for part in ["not given back", "-etcd-cafile /nowhere/ca.pem"] {
+    for part in ["lease not released", "-etcd-cafile /nowhere/ca.pem"] {
         assert!(cleaned.out.contains(part), "{part} is not in {}", cleaned.out);
     }
     assert!(cluster.ns(1).link("flannel.1").is_err());

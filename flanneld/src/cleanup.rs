@@ -1,0 +1,145 @@
+//! The command that removes everything of this overlay from the host.
+
+use std::fmt;
+use std::time::Duration;
+
+use flannel_backend_udp::UdpDataPlane;
+use flannel_core::kernel::{HostFacts, HostLink, Kernel, LinkKind, Scope};
+use flannel_core::netlink::NetlinkKernel;
+use flannel_core::overlay::{MissingUplink, Removed};
+use tokio::time::timeout;
+
+use crate::assemble::assemble;
+use crate::commands::CommandError;
+use crate::doctor::routes;
+use crate::options::{Cleanup, Options};
+use crate::other_agents::{self, OtherAgent};
+use crate::stores::Opened;
+use crate::{firewall, privileges, stores};
+
+/// How long the store may take to return the configuration, which shows what another program may have left.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Other flannel agents run here.
+#[derive(Debug, thiserror::Error)]
+#[error("{} in this network namespace: stop {}, or give -force to remove everything all the same", listed(.0), them(.0))]
+pub(crate) struct OthersRun(Vec<OtherAgent>);
+
+/// Removes everything of this overlay, or only returns what would be removed.
+pub(crate) async fn cleanup(options: &Options) -> Result<Report, CommandError> {
+    privileges::check()?;
+    let others = other_agents::running();
+    if !others.is_empty() && !options.cleanup.force {
+        return Err(OthersRun(others).into());
+    }
+    // The operator may have removed certificates or the directory already.
+    let store = stores::open(&options.store).await;
+    let store = store.unwrap_or_else(|error| stores::out_of_reach(&options.store, error));
+    let overlay = assemble(options, &store, MissingUplink::Fail, UdpDataPlane::new())?;
+    let mut report = Report { mode: options.cleanup, ..Report::default() };
+    if options.cleanup.dry_run {
+        report.removed = overlay.preview_removal().await?;
+        report.rules = firewall::present(&options.overlay).await?;
+        report.left = left(options, &store).await;
+        let state = options.state_file.iter().map(|file| &file.path).filter(|path| path.exists());
+        report.files.extend(state.chain(options.cni.removable()?.iter()).map(|path| path.display().to_string()));
+    } else {
+        report.removed = overlay.remove().await?;
+        report.rules = firewall::present(&options.overlay).await.unwrap_or_default();
+        firewall::remove(&options.overlay).await?;
+        report.left = left(options, &store).await;
+        if let Some(kept) = store.kept_in(options.state_file.as_ref()).state {
+            let path = kept.path().to_owned();
+            report.files.extend(path.exists().then(|| path.display().to_string()));
+            kept.erase()?;
+        }
+        report.files.extend(options.cni.remove()?.map(|path| path.display().to_string()));
+    }
+    if report.removed.subnet_env {
+        report.files.insert(0, options.subnet_file.display().to_string());
+    }
+    Ok(report)
+}
+
+/// What was or would be removed.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    mode: Cleanup,
+    removed: Removed,
+    /// The number of firewall rules, chains and tables.
+    rules: usize,
+    files: Vec<String>,
+    /// Objects that look like flannel's but do not have this overlay's mark, each with the command that deletes it.
+    left: Vec<String>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { mode, removed, rules, files, left } = self;
+        let (verb, release) = if mode.dry_run { ("would remove", "would release") } else { ("removed", "released") };
+        for deletion in &removed.deletions {
+            writeln!(f, "{verb}: {deletion}")?;
+        }
+        let more = removed.objects.saturating_sub(removed.deletions.len());
+        if more > 0 {
+            writeln!(f, "{verb}: {more} more kernel objects")?;
+        }
+        if *rules > 0 {
+            writeln!(f, "{verb}: the overlay's firewall rules")?;
+        }
+        for file in files {
+            writeln!(f, "{verb}: {file}")?;
+        }
+        match (&removed.lease, &removed.store) {
+            (Some(lease), _) => writeln!(f, "{release}: lease {} ({})", lease.key, lease.subnets)?,
+            (None, Some(error)) => writeln!(f, "lease not released: {error}")?,
+            (None, None) => {}
+        }
+        if removed.objects == 0 && *rules == 0 && files.is_empty() && removed.lease.is_none() {
+            writeln!(f, "nothing to remove")?;
+        }
+        for left in left {
+            writeln!(f, "not removed, may belong to another program: {left}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns what may be flannel's, but cannot be known to be this overlay's.
+async fn left(options: &Options, store: &Opened) -> Vec<String> {
+    let Ok(kernel) = NetlinkKernel::new() else { return Vec::new() };
+    let Ok(facts) = kernel.host_facts(&options.uplink.reaches()).await else { return Vec::new() };
+    let mut left: Vec<_> = devices(&facts, options).collect();
+    let Ok(Ok(config)) = timeout(PATIENCE, store.subnets.network_config()).await else { return left };
+    let mut scope = Scope::new(options.overlay.clone(), config.networks.map(|_, network| network.prefix));
+    for uplink in facts.defaults.iter().filter_map(|route| route.link) {
+        scope.uplink = Some(uplink);
+        let Ok(seen) = kernel.observe(&scope).await else { continue };
+        let name = facts.links.get(&uplink).map(|link| link.name.to_string()).unwrap_or_default();
+        left.extend(routes::by_hand(&config, &name, &seen.routes).map(|(_, way)| format!("ip route delete {way}")));
+    }
+    left
+}
+
+/// Returns flannel's devices without this overlay's mark.
+fn devices<'a>(facts: &'a HostFacts, options: &'a Options) -> impl Iterator<Item = String> + 'a {
+    let is_flannels = |link: &HostLink| match &link.kind {
+        LinkKind::Vxlan(_) | LinkKind::Tun(_) => link.name.as_str().starts_with("flannel"),
+        _ => false,
+    };
+    let links = facts
+        .links
+        .values()
+        .filter(move |link| is_flannels(link) && !options.overlay.owns(link.group, link.alias.as_deref()));
+    links.map(|link| format!("ip link delete {}", link.name))
+}
+
+fn listed(others: &[OtherAgent]) -> String {
+    let shown = others.iter().map(|OtherAgent { pid, command }| format!("{command} (pid {pid})"));
+    let shown: Vec<_> = shown.collect();
+    format!("{} {}", shown.join(", "), if others.len() == 1 { "runs" } else { "run" })
+}
+
+fn them(others: &[OtherAgent]) -> &'static str {
+    if others.len() == 1 { "it" } else { "them" }
+}
