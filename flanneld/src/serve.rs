@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client::{self, JSON};
 use crate::log::Log;
-use crate::metrics::{Metrics, Outside};
+use crate::metrics::{Clocks, Format, Metrics, Observed};
 use crate::status::{Document, Surroundings, is_ready};
 use crate::{connections, peers};
 use flannel_core::firewall_keeper::RulesState;
@@ -153,19 +153,20 @@ async fn readyz(State(shown): State<Arc<Shown>>) -> (StatusCode, &'static str) {
     }
 }
 
-async fn metrics(State(shown): State<Arc<Shown>>) -> Response {
-    let now = SystemClock::default().now();
-    let outside = Outside {
+async fn metrics(State(shown): State<Arc<Shown>>, headers: HeaderMap) -> Response {
+    let format = Format::accepted_by(&headers);
+    let (status, rules) = (shown.handle.status(), shown.rules.borrow().clone());
+    let observed = Observed {
+        overlay: &shown.around.overlay,
+        status: &status,
+        rules: &rules,
+        clocks: Clocks::now(),
         stale: shown.around.is_stale(),
         log_lines_dropped: shown.log.dropped(),
         carried: shown.around.carried.devices(),
     };
-    let text = shown.metrics.encode(&shown.handle.status(), &shown.rules.borrow(), now, outside);
-    match text {
-        Ok(text) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, kind)], text).into_response()
-        }
+    match shown.metrics.encode(&observed, format) {
+        Ok(page) => ([(header::CONTENT_TYPE, format.content_type())], page).into_response(),
         Err(error) => trouble(&error),
     }
 }

@@ -35,6 +35,7 @@ pub mod go_flannel;
 pub mod kubernetes;
 pub mod namespace;
 pub mod probe;
+pub mod prometheus;
 pub mod sabotage;
 pub mod userns;
 

@@ -423,44 +423,56 @@ pub enum Event {
     Stopped(End),
 }
 
-impl Event {
-    /// Returns its kind in one word, as used in logs and metrics.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::LeaseAcquired(_) => "lease_acquired",
-            Self::LeaseRenewed(_) => "lease_renewed",
-            Self::LeaseLost(_) => "lease_lost",
-            Self::LeaseContended(_) => "lease_contended",
-            Self::LeaseUncontended => "lease_uncontended",
-            Self::ConfigChanged(_) => "config_changed",
-            Self::ConfigRejected(_) => "config_rejected",
-            Self::Snapshot(_) => "snapshot",
-            Self::PeerAdded(_) => "peer_added",
-            Self::PeerChanged(_) => "peer_changed",
-            Self::PeerRemoved(_) => "peer_removed",
-            Self::PeerQuarantined(..) => "peer_quarantined",
-            Self::PeerSkipped(..) => "peer_skipped",
-            Self::OwnTrouble(_) => "own_trouble",
-            Self::RecordsDropped(_) => "records_dropped",
-            Self::DriftRepaired { .. } => "drift_repaired",
-            Self::ConflictFound(_) => "conflict_found",
-            Self::Flapping(_) => "flapping",
-            Self::Limited(..) => "limited",
-            Self::LimitationGone(..) => "limitation_gone",
-            Self::Refused(..) => "refused",
-            Self::DeletionsWithheld(_) => "deletions_withheld",
-            Self::StoreLost(_) => "store_lost",
-            Self::StoreBack => "store_back",
-            Self::KernelTrouble(_) => "kernel_trouble",
-            Self::UplinkChanged { .. } => "uplink_changed",
-            Self::UplinkLost(_) => "uplink_lost",
-            Self::NotificationsLost => "notifications_lost",
-            Self::NotificationsBack => "notifications_back",
-            Self::UplinkBack(_) => "uplink_back",
-            Self::AdvertiseFailed(_) => "advertise_failed",
-            Self::Missed(_) => "missed",
-            Self::Ready => "ready",
-            Self::Stopped(_) => "stopped",
+/// Defines [`Event::KINDS`] and [`Event::kind`] from one list. The `match` keeps it complete.
+macro_rules! kinds {
+    ($($variant:pat => $kind:literal,)*) => {
+        impl Event {
+            /// Every kind of event, as [`kind`](Self::kind) returns it.
+            pub const KINDS: &[&str] = &[$($kind),*];
+
+            /// Returns its kind in one word, as used in logs and metrics.
+            pub fn kind(&self) -> &'static str {
+                match self {
+                    $($variant => $kind,)*
+                }
+            }
         }
-    }
+    };
+}
+
+kinds! {
+    Self::LeaseAcquired(_) => "lease_acquired",
+    Self::LeaseRenewed(_) => "lease_renewed",
+    Self::LeaseLost(_) => "lease_lost",
+    Self::LeaseContended(_) => "lease_contended",
+    Self::LeaseUncontended => "lease_uncontended",
+    Self::ConfigChanged(_) => "config_changed",
+    Self::ConfigRejected(_) => "config_rejected",
+    Self::Snapshot(_) => "snapshot",
+    Self::PeerAdded(_) => "peer_added",
+    Self::PeerChanged(_) => "peer_changed",
+    Self::PeerRemoved(_) => "peer_removed",
+    Self::PeerQuarantined(..) => "peer_quarantined",
+    Self::PeerSkipped(..) => "peer_skipped",
+    Self::OwnTrouble(_) => "own_trouble",
+    Self::RecordsDropped(_) => "records_dropped",
+    Self::DriftRepaired { .. } => "drift_repaired",
+    Self::ConflictFound(_) => "conflict_found",
+    Self::Flapping(_) => "flapping",
+    Self::Limited(..) => "limited",
+    Self::LimitationGone(..) => "limitation_gone",
+    Self::Refused(..) => "refused",
+    Self::DeletionsWithheld(_) => "deletions_withheld",
+    Self::StoreLost(_) => "store_lost",
+    Self::StoreBack => "store_back",
+    Self::KernelTrouble(_) => "kernel_trouble",
+    Self::UplinkChanged { .. } => "uplink_changed",
+    Self::UplinkLost(_) => "uplink_lost",
+    Self::NotificationsLost => "notifications_lost",
+    Self::NotificationsBack => "notifications_back",
+    Self::UplinkBack(_) => "uplink_back",
+    Self::AdvertiseFailed(_) => "advertise_failed",
+    Self::Missed(_) => "missed",
+    Self::Ready => "ready",
+    Self::Stopped(_) => "stopped",
 }

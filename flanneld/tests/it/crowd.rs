@@ -21,17 +21,11 @@ fn joining(n: u16) -> (String, String) {
     (format!("{SUBNETS}/172.{}.{low}.0-24", 16 + high), value)
 }
 
-fn counter(agent: &Agent, name: &str) -> u64 {
-    let (_, metrics) = agent.get(9472, "/metrics").unwrap();
-    let line = metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-    line.trim().parse().unwrap_or_default()
-}
-
 #[test]
 fn a_thousand_nodes_that_join_are_routed_everywhere_with_few_words_and_without_looking_at_the_whole_kernel_again() {
     let cluster = Cluster::new(2, CONFIG);
     let agents = [cluster.start(1, &[]), cluster.start(2, &[])].map(Agent::ready);
-    let audits = agents.each_ref().map(|agent| counter(agent, "flannel_audits_total "));
+    let audits = agents.each_ref().map(|agent| agent.metric("flannel_audits_total").unwrap());
     let lines = agents.each_ref().map(|agent| agent.log().lines().count());
     cluster.ask(async |client| {
         for n in 0..JOINS {
@@ -41,11 +35,12 @@ fn a_thousand_nodes_that_join_are_routed_everywhere_with_few_words_and_without_l
     });
     for ((nth, agent), (audits, lines)) in (1..).zip(&agents).zip(audits.into_iter().zip(lines)) {
         let peers = usize::from(JOINS) + 1;
-        agent.until("told of all", || counter(agent, "flannel_peers_accepted ") == peers as u64);
+        agent
+            .until("told of all", || agent.metric("flannel_peers{state=\"accepted\"}") == Some(f64::from(JOINS) + 1.0));
         let programmed = || routes(cluster.ns(nth)).lines().filter(|line| line.contains("dev flannel.1")).count();
         agent.until("programmed", || programmed() == peers);
-        let audits = counter(agent, "flannel_audits_total ") - audits;
-        assert!(audits <= 3, "{audits} audits");
+        let audits = agent.metric("flannel_audits_total").unwrap() - audits;
+        assert!(audits <= 3.0, "{audits} audits");
         let said = agent.log().lines().count() - lines;
         assert!(said <= MOST_LINES, "{said} lines:\n{}", agent.log());
         assert_eq!(agent.get(9472, "/plan"), Some((200, "nothing to do\n".to_owned())));

@@ -70,8 +70,7 @@ fn a_node_boots_from_its_state_file_while_etcd_is_away_and_converges_when_it_is_
         "{shown}"
     );
     assert!(cluster.run(1, &["status"]).out.contains("STALE"), "{}", cluster.run(1, &["status"]).out);
-    let (_, metrics) = one.get(9472, "/metrics").unwrap();
-    assert!(metrics.contains("flannel_stale 1\n"), "{metrics}");
+    assert_eq!(one.metric("flannel_stale"), Some(1.0));
 
     cluster.start_etcd();
     one.until("rid of who left", || !cluster.has_route(1, &subnets[2]));
@@ -250,8 +249,7 @@ fn outlived_by_its_subnet(leave: impl Fn(&Cluster, &Agent), come_back: impl Fn(&
     assert_eq!(cluster.keys_of(3), [key]);
     agents[0].until("told of the new owner", || cluster.has_route(1, &former));
     agents[1].until("told of both", || cluster.has_route(2, &former) && cluster.has_route(2, &cluster.subnet(1)));
-    let (_, metrics) = agents[0].get(9472, "/metrics").unwrap();
-    assert!(metrics.contains("flannel_events_total{kind=\"lease_lost\"} 1\n"), "{metrics}");
+    assert_eq!(agents[0].metric("flannel_events_total{kind=\"lease_lost\"}"), Some(1.0));
     cluster.assert_lawful();
 }
 

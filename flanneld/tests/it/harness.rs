@@ -259,6 +259,15 @@ impl Agent {
         Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
     }
 
+    /// The value of a metric, named without the label `overlay`.
+    pub(crate) fn metric(&self, name: &str) -> Option<f64> {
+        let (code, page) = self.get(9472, "/metrics")?;
+        assert_eq!(code, 200, "{page}");
+        let page = page.replace("{overlay=\"flannel\"}", "").replace("{overlay=\"flannel\",", "{");
+        let mut values = page.lines().filter_map(|line| line.rsplit_once(' '));
+        values.find(|(shown, _)| *shown == name).map(|(_, value)| value.parse().unwrap())
+    }
+
     /// The answer to a request as it is.
     pub(crate) fn ask(&self, port: u16, request: &str) -> String {
         self.asked(port, request).unwrap()

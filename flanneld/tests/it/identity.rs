@@ -19,8 +19,8 @@ fn two_hosts_with_the_same_public_address_say_so() {
         agent.until("warned", || agent.log().contains("another agent is writing this node's lease"));
         let table = cluster.run(nth, &["status"]).out;
         assert!(table.lines().any(|line| line.starts_with("contended")), "{table}");
-        let (_, metrics) = agent.get(9472, "/metrics").unwrap();
-        assert!(metrics.contains("flannel_events_total{kind=\"lease_contended\"} 1"), "{metrics}");
+        assert_eq!(agent.metric("flannel_lease_contended"), Some(1.0));
+        assert_eq!(agent.metric("flannel_events_total{kind=\"lease_contended\"}"), Some(1.0));
     }
     assert_eq!(cluster.records().len(), 1);
     // The other one is gone: the lease is this node's alone.
@@ -46,8 +46,8 @@ fn a_deleted_record_and_an_emptied_store_are_no_other_agent() {
     agents.iter().for_each(|agent| agent.until("in the store again", || back(1) && back(2)));
     for agent in &agents {
         agent.until_ready();
-        let (_, metrics) = agent.get(9472, "/metrics").unwrap();
-        assert!(metrics.contains("flannel_events_total{kind=\"lease_lost\"}"), "{metrics}");
+        assert!(agent.metric("flannel_events_total{kind=\"lease_lost\"}") > Some(0.0));
+        assert_eq!(agent.metric("flannel_events_total{kind=\"lease_contended\"}"), Some(0.0));
         assert!(!is_contended(agent) && !agent.log().contains("another agent"), "{}", agent.log());
     }
     // A restart takes over what the former run wrote.

@@ -20,6 +20,7 @@ mod kubernetes;
 mod life;
 mod local_users;
 mod manifest;
+mod monitoring;
 mod moved;
 mod planted;
 mod reconfigured;

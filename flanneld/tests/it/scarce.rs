@@ -173,8 +173,9 @@ fn with_a_twentieth_of_a_processor_amid_churn_the_node_keeps_its_lease_heals_and
         assert_eq!(status(one)["status"]["store"]["kind"], "live");
     });
     assert_eq!(cluster.keys_of(1), keys);
-    let (_, metrics) = one.get(9472, "/metrics").unwrap();
-    assert!(!metrics.contains("kind=\"lease_lost\"") && !metrics.contains("kind=\"store_lost\""), "{metrics}");
+    for event in ["lease_lost", "store_lost"] {
+        assert_eq!(one.metric(&format!("flannel_events_total{{kind=\"{event}\"}}")), Some(0.0), "{event}");
+    }
     one.until("at rest", || one.get(9472, "/plan") == Some((200, "nothing to do\n".to_owned())));
     cluster.assert_lawful();
 }
