@@ -107,6 +107,17 @@ impl Iptables {
         Self { directory: directory.into(), ..self }
     }
 
+    /// Checks that the programs that are needed for rules in these families are on `PATH`. Runs nothing.
+    ///
+    /// # Errors
+    /// [`FirewallError::Unsupported`] names the first missing program. Final until it is installed.
+    pub fn check_programs(families: impl IntoIterator<Item = Family>) -> Result<(), FirewallError> {
+        let of = |family| ["-save", "-restore"].map(|suffix| format!("{}{suffix}", base_name(family)));
+        let names = families.into_iter().flat_map(of);
+        // The version is that of the IPv4 program.
+        [base_name(Family::V4).to_owned()].into_iter().chain(names).try_for_each(|name| program(name.into()).check())
+    }
+
     fn with(tools: Tools) -> Self {
         Self { tools, variant: Variant::default(), directory: PathBuf::new(), version: OnceCell::new() }
     }
@@ -194,13 +205,10 @@ impl Iptables {
         input: String,
         doing: &str,
     ) -> Result<String, FirewallError> {
-        let program = format!("{}{suffix}", self.name(family));
-        let doing = format!("{program}: {doing}");
+        let name = format!("{}{suffix}", self.name(family));
+        let doing = format!("{name}: {doing}");
         let call = Call {
-            program: Program {
-                path: self.directory.join(program),
-                hint: "apt install iptables, or use nftables".to_owned(),
-            },
+            program: program(self.directory.join(name)),
             args: args.iter().map(|&arg| arg.to_owned()).collect(),
             input,
             doing: doing.clone(),
@@ -211,16 +219,26 @@ impl Iptables {
     }
 
     fn name(&self, family: Family) -> String {
-        let base = match family {
-            Family::V4 => "iptables",
-            Family::V6 => "ip6tables",
-        };
+        let base = base_name(family);
         match self.variant {
             Variant::Default => base.to_owned(),
             Variant::Nft => format!("{base}-nft"),
             Variant::Legacy => format!("{base}-legacy"),
         }
     }
+}
+
+fn base_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
+    }
+}
+
+fn program(path: PathBuf) -> Program {
+    let hint = "install iptables (apt install iptables), or use nftables (\"EnableNFTables\": true in the network \
+                configuration)";
+    Program { path, hint: hint.to_owned() }
 }
 
 #[async_trait]

@@ -47,6 +47,8 @@ use crate::wanted::{Table, table_name, tables};
 use crate::wire::Start;
 
 /// The time limit of one run of `nft`, which takes some milliseconds on a quiet host.
+const PROGRAM: &str = "nft";
+
 const WITHIN: Duration = Duration::from_secs(10);
 
 /// nftables of one network namespace, through the program `nft` (1.0.1 or later, with JSON).
@@ -84,8 +86,16 @@ impl Nft {
         Self { program: path.into(), ..self }
     }
 
+    /// Checks that `nft` is on `PATH`. Runs nothing.
+    ///
+    /// # Errors
+    /// [`FirewallError::Unsupported`]. Final until it is installed.
+    pub fn check_program() -> Result<(), FirewallError> {
+        program(PROGRAM.into()).check()
+    }
+
     fn with(tools: Tools) -> Self {
-        Self { tools, program: PathBuf::from("nft"), most: OnceCell::new() }
+        Self { tools, program: PathBuf::from(PROGRAM), most: OnceCell::new() }
     }
 
     async fn tables(&self, rules: &Rules) -> Result<[(Family, String, Option<Table>); 2], FirewallError> {
@@ -126,9 +136,8 @@ impl Nft {
     }
 
     async fn nft(&self, args: &[&str], input: String, doing: &str) -> Result<String, FirewallError> {
-        let hint = "apt install nftables, or use iptables".to_owned();
         let call = Call {
-            program: Program { path: self.program.clone(), hint },
+            program: program(self.program.clone()),
             args: args.iter().map(|&arg| arg.to_owned()).collect(),
             input,
             doing: format!("nft: {doing}"),
@@ -145,6 +154,12 @@ impl Nft {
         }
         Err(answer.refused(doing))
     }
+}
+
+fn program(path: PathBuf) -> Program {
+    let hint = "install nftables (apt install nftables), or use iptables (no \"EnableNFTables\" in the network \
+                configuration)";
+    Program { path, hint: hint.to_owned() }
 }
 
 #[async_trait]

@@ -1,8 +1,9 @@
 //! Runs a packet filter's tool on a separate thread, so that the network namespace is fixed and a dropped future does
 //! not interrupt a transaction.
 
+use std::fs;
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,6 +43,37 @@ pub struct Program {
     pub path: PathBuf,
     /// The remedy if it is not found.
     pub hint: String,
+}
+
+impl Program {
+    /// Checks that the program is installed, as [`Tools::run`] would find it. Runs nothing.
+    ///
+    /// # Errors
+    /// [`FirewallError::Unsupported`] with [`hint`](Self::hint). Final until the program is installed.
+    pub fn check(&self) -> Result<(), FirewallError> {
+        let is_named = self.path.components().count() == 1;
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let found = match is_named {
+            true => std::env::split_paths(&path).any(|dir| is_program(&dir.join(&self.path))),
+            false => is_program(&self.path),
+        };
+        if found { Ok(()) } else { Err(self.missing()) }
+    }
+
+    fn missing(&self) -> FirewallError {
+        FirewallError::Unsupported { what: format!("program {}", self.path.display()), hint: self.hint.clone() }
+    }
+}
+
+#[cfg(unix)]
+fn is_program(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(not(unix))]
+fn is_program(path: &Path) -> bool {
+    path.is_file()
 }
 
 /// One run of a program.
@@ -186,8 +218,7 @@ fn run(call: &Call, stop: &AtomicBool) -> Result<Answer, FirewallError> {
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let what = format!("program {}", call.program.path.display());
-            return Err(FirewallError::Unsupported { what, hint: call.program.hint.clone() });
+            return Err(call.program.missing());
         }
         Err(error) => return Err(failed(&call.doing, &error)),
     };
@@ -290,7 +321,6 @@ fn failed(doing: &str, error: &io::Error) -> FirewallError {
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     use futures_util::FutureExt;
 
@@ -319,6 +349,16 @@ mod tests {
         let tools = Tools::start().unwrap();
         let error = tools.run(call("no-such-tool-anywhere", &[], "", AGES)).await.unwrap_err();
         assert!(matches!(&error, FirewallError::Unsupported { hint, .. } if hint == "install it"), "{error}");
+    }
+
+    #[test]
+    fn a_program_is_looked_for_without_running_it() {
+        let check = |path: &str| Program { path: path.into(), hint: "install it".to_owned() }.check();
+        assert_eq!((check("sh"), check("/bin/sh")), (Ok(()), Ok(())));
+        for missing in ["no-such-tool-anywhere", "/bin/no-such-tool", "/etc/passwd", "/etc"] {
+            let error = check(missing).unwrap_err().to_string();
+            assert!(error.contains(missing) && error.contains("install it"), "{error}");
+        }
     }
 
     #[tokio::test]
