@@ -29,6 +29,9 @@ pub struct HostGw;
 impl HostGw {
     /// The backend's name in the configuration and in leases.
     pub const TYPE: &'static str = "host-gw";
+
+    /// The keys of the `Backend` object besides `Type`. They are for Go flannel on Windows and have no effect here.
+    pub const KEYS: [&str; 2] = ["Name", "DNSServerList"];
 }
 
 const NO_CONNECTED_ROUTE: &str =

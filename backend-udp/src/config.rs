@@ -25,6 +25,9 @@ const MAX_QUEUES: u64 = 16;
 const SOCKET_BUFFER: std::ops::RangeInclusive<u64> = 65_536..=268_435_456;
 
 impl Config {
+    /// The keys of the `Backend` object besides `Type`.
+    pub const KEYS: [&str; 3] = ["Port", "Queues", "SocketBuffer"];
+
     pub(crate) fn read(network: &NetworkConfig) -> Result<Self, ConfigError> {
         let settings = &network.backend.settings;
         let range =

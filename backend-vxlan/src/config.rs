@@ -28,6 +28,10 @@ pub struct Config {
 const MAX_MTU: u64 = 65_535;
 
 impl Config {
+    /// The keys of the `Backend` object besides `Type`. The last two are for Go flannel on Windows and have no effect
+    /// here.
+    pub const KEYS: [&str; 8] = ["VNI", "Port", "MTU", "GBP", "Learning", "DirectRouting", "Name", "MacPrefix"];
+
     pub(crate) fn read(network: &NetworkConfig) -> Result<Self, ConfigError> {
         let settings = &network.backend.settings;
         let range =

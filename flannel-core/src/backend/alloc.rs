@@ -19,6 +19,9 @@ pub struct Alloc;
 impl Alloc {
     /// The name in the configuration. Leases do not contain it.
     pub const TYPE: &'static str = "alloc";
+
+    /// The keys of the `Backend` object besides `Type`: there are none.
+    pub const KEYS: [&str; 0] = [];
 }
 
 impl Backend for Alloc {

@@ -53,6 +53,11 @@ impl Object {
         said(self) == said(other)
     }
 
+    /// Returns the keys, in the order of the text.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.members.iter().map(|(key, _)| key.as_str())
+    }
+
     /// Returns whether the key is present, `null` or not.
     pub fn contains(&self, key: &str) -> bool {
         self.last(key, |_| true).is_some()

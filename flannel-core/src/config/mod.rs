@@ -22,6 +22,8 @@ pub struct NetworkConfig {
     pub enable_nftables: bool,
     /// The backend and its settings.
     pub backend: BackendConfig,
+    /// The keys that flannel does not define. They have no effect; most are misspelt.
+    pub ignored: Object,
 }
 
 /// One family's network.
@@ -53,12 +55,14 @@ pub struct BackendConfig {
     pub kind: String,
     /// The other keys, which the backend parses. Its errors name `$.Backend.KEY`.
     pub settings: Object,
+    /// Whether the document has no `Backend`, so that flannel's default is used: `udp`.
+    pub is_default: bool,
 }
 
 impl BackendConfig {
     /// Creates the configuration of a backend with default settings. `kind` is converted to lower case.
     pub fn new(kind: &str) -> Self {
-        Self { kind: kind.to_ascii_lowercase(), settings: Object::new(BACKEND) }
+        Self { kind: kind.to_ascii_lowercase(), settings: Object::new(BACKEND), is_default: false }
     }
 }
 
@@ -104,6 +108,22 @@ const BACKEND: &str = "$.Backend";
 const MAX_KIND: usize = 64;
 
 impl NetworkConfig {
+    /// The keys of the document.
+    pub const KEYS: [&str; 12] = [
+        "EnableIPv4",
+        "EnableIPv6",
+        "EnableNFTables",
+        "Network",
+        "SubnetLen",
+        "SubnetMin",
+        "SubnetMax",
+        "IPv6Network",
+        "IPv6SubnetLen",
+        "IPv6SubnetMin",
+        "IPv6SubnetMax",
+        "Backend",
+    ];
+
     /// The largest document that is parsed, in bytes.
     pub const MAX_BYTES: usize = 64 * 1024;
 
@@ -130,7 +150,9 @@ impl NetworkConfig {
             let remedy = "set EnableIPv4 or EnableIPv6 to true";
             return Err(ConfigError::new("$.EnableIPv4", "neither IPv4 nor IPv6 is enabled", remedy));
         }
-        Ok(Self { networks, enable_nftables: keys.enable_nftables, backend: keys.backend })
+        let mut ignored = document;
+        NetworkConfig::KEYS.iter().for_each(|key| ignored.remove(key));
+        Ok(Self { networks, enable_nftables: keys.enable_nftables, backend: keys.backend, ignored })
     }
 
     /// Returns whether an agent started with one configuration can continue with the other: the same networks, and the
@@ -160,10 +182,14 @@ impl NetworkConfig {
         if self.enable_nftables {
             fields.push("\"EnableNFTables\":true".to_owned());
         }
-        let kind = serde_json::Value::from(self.backend.kind.as_str());
-        let settings = self.backend.settings.members();
-        let comma = if settings.is_empty() { "" } else { "," };
-        fields.push(format!("\"Backend\":{{\"Type\":{kind}{comma}{settings}}}"));
+        if !self.backend.is_default {
+            let kind = serde_json::Value::from(self.backend.kind.as_str());
+            let settings = self.backend.settings.members();
+            let comma = if settings.is_empty() { "" } else { "," };
+            fields.push(format!("\"Backend\":{{\"Type\":{kind}{comma}{settings}}}"));
+        }
+        let ignored = self.ignored.members();
+        fields.extend((!ignored.is_empty()).then_some(ignored));
         format!("{{{}}}", fields.join(","))
     }
 }
@@ -190,7 +216,7 @@ impl Keys {
 fn backend(document: &Object) -> Result<BackendConfig, ConfigError> {
     if !document.contains("Backend") {
         // flannel's behaviour; its documentation says vxlan (docs/compatibility.md, "Network configuration").
-        return Ok(BackendConfig::new("udp"));
+        return Ok(BackendConfig { is_default: true, ..BackendConfig::new("udp") });
     }
     let mut settings = document.object("Backend")?.unwrap_or_else(|| Object::new(BACKEND));
     let kind = settings.string("Type")?.unwrap_or_default().to_ascii_lowercase();
@@ -207,7 +233,7 @@ fn backend(document: &Object) -> Result<BackendConfig, ConfigError> {
         ));
     }
     settings.remove("Type");
-    Ok(BackendConfig { kind, settings })
+    Ok(BackendConfig { kind, settings, is_default: false })
 }
 
 /// The key names of a family.
@@ -267,7 +293,7 @@ impl FamilyKeys {
             return Err(ConfigError::new(path(), format!("missing while {} is enabled", self.family), remedy()));
         };
         if prefix.len() == 0 {
-            return Err(ConfigError::new(path(), format!("{prefix} is everything there is"), remedy()));
+            return Err(ConfigError::new(path(), format!("{prefix} contains all addresses"), remedy()));
         }
         let pool = match allocation {
             Allocation::Pool => Some(self.pool(prefix)?),

@@ -205,6 +205,15 @@ fn the_backend_is_udp_only_where_none_is_given() {
 }
 
 #[test]
+fn unknown_keys_and_a_missing_backend_are_kept_for_warnings_and_change_nothing() {
+    let config = parse(r#"{"network":"10.3.0.0/16","Subnetlen":25,"SubnetLan":24,"Backnd":{"Type":"vxlan"}}"#).unwrap();
+    assert_eq!(config.ignored.keys().collect::<Vec<_>>(), ["SubnetLan", "Backnd"]);
+    assert!(config.backend.is_default && config.to_json().ends_with(r#""SubnetLan":24,"Backnd":{"Type":"vxlan"}}"#));
+    let plain = parse(r#"{"Network":"10.3.0.0/16","Backend":{"Type":"udp"}}"#).unwrap();
+    assert!(plain.is_same_overlay(&config) && !plain.backend.is_default && plain.ignored.keys().count() == 0);
+}
+
+#[test]
 fn a_backend_reads_its_own_keys_and_errors_name_them() {
     let text = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","vni":7,"GBP":true,"Port":"x","Name":"n"}}"#;
     let settings = parse(text).unwrap().backend.settings;

@@ -6,6 +6,7 @@
 //! | addresses, prefixes, MAC addresses, names, keys, families, kernel objects | the text of their `Display` |
 //! | a value per family ([`Dual`](crate::net::Dual)) | `{"v4": …, "v6": …}`, absent values left out |
 //! | [`BootTime`](crate::clock::BootTime) | seconds since the host was started, as in `/proc/uptime` |
+//! | [`NetworkConfig`](crate::config::NetworkConfig) | `{"networks": …, "backend": …, "enable_nftables": …, "document": …}`; `document` is flannel's document with derived values |
 //! | [`Reason`] | `{"kind": …, "text": …, "remedy": …}` |
 //! | [`Skip`] | `{"kind": …, "text": …}`: the text says what to do |
 //! | [`Conflict`](crate::plan::Conflict) | `{"object": …, "found": …, "remedy": …}` |

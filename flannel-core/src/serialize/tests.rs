@@ -38,6 +38,7 @@ fn values() {
     assert_eq!(lease["public_ip"], json!({"v4": samples::node_address(Family::V4, 3)}));
     let config = json(&samples::config(&[Family::V4], r#"{"Type":"vxlan","VNI":3}"#));
     assert_eq!((&config["backend"], &config["enable_nftables"]), (&json!("vxlan"), &json!(false)));
+    assert_eq!(config["document"]["Backend"], json!({"Type": "vxlan", "VNI": 3}));
     let name = LinkName::new("eth0").unwrap();
     let addrs = Dual { v4: Some(samples::node_address(Family::V4, 1)), v6: None };
     let uplink = json(&Uplink::new(2, name, Mtu(1500), addrs));

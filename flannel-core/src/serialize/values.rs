@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde::ser::{SerializeMap, SerializeStruct};
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 
 use crate::admit::Reason;
 use crate::backend::{Skip, Uplink};
@@ -77,13 +78,15 @@ impl Serialize for Lease {
 }
 
 impl Serialize for NetworkConfig {
-    /// Without the backend's settings.
+    /// The main values, and flannel's whole document as an object with derived values.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let networks = self.networks.map(|_, network| network.prefix);
-        let mut config = serializer.serialize_struct("NetworkConfig", 3)?;
+        let document: Value = serde_json::from_str(&self.to_json()).unwrap_or_default();
+        let mut config = serializer.serialize_struct("NetworkConfig", 4)?;
         config.serialize_field("networks", &networks)?;
         config.serialize_field("backend", &self.backend.kind)?;
         config.serialize_field("enable_nftables", &self.enable_nftables)?;
+        config.serialize_field("document", &document)?;
         config.end()
     }
 }

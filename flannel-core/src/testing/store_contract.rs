@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use tokio::task::JoinSet;
 
 use crate::allocation::all_compatible;
-use crate::config::{BackendConfig, Network, NetworkConfig, Pool};
+use crate::config::{BackendConfig, Network, NetworkConfig, Object, Pool};
 use crate::lease::{Json, Lease, LeaseAttrs, LeaseKey, Scalar};
 use crate::net::{Dual, Family, Prefix};
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
@@ -502,7 +502,8 @@ fn network(families: Families, first: u16, count: u16) -> NetworkConfig {
         let max = last.get(family).unwrap_or(min).addr();
         Network { prefix: network, pool: Some(Pool { len, min: min.addr(), max }) }
     });
-    NetworkConfig { networks, enable_nftables: false, backend: BackendConfig::new("vxlan") }
+    let backend = BackendConfig::new("vxlan");
+    NetworkConfig { networks, enable_nftables: false, backend, ignored: Object::new("$") }
 }
 
 fn subnets(families: Families, n: u16) -> Dual<Prefix> {
