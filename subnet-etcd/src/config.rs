@@ -105,19 +105,19 @@ pub enum ConfigError {
     #[error("etcd endpoint {0:?} is not [http://|https://]HOST[:PORT]")]
     Endpoint(String),
     /// An endpoint contains a user.
-    #[error("an etcd endpoint holds a user or password; give them as credentials")]
+    #[error("an etcd endpoint contains a user or password; give them as credentials")]
     UserInEndpoint,
     /// Some endpoints are `http`, others `https`.
     #[error("etcd endpoints mix http and https; give all of them one scheme")]
     MixedSchemes,
     /// TLS files are given, but would not be used.
-    #[error("TLS files are given, but {0} is clear text; write https://")]
+    #[error("TLS files are given, but {0} is unencrypted; write https://")]
     TlsOverClearText(String),
     /// The password would be sent unencrypted.
-    #[error("credentials would go to {0} in clear text; write https://, or ask for ClearText::AllowCredentials")]
+    #[error("credentials would be sent to {0} unencrypted; write https://, or set ClearText::AllowCredentials")]
     CredentialsOverClearText(String),
     /// A password without a user.
-    #[error("credentials without a user name")]
+    #[error("a password is given without a user name; give both")]
     NoUser,
     /// A lease's lifetime is out of range.
     #[error("a lease of {given:?} is not within {min:?} to {max:?}", min = Ttl::MIN, max = Ttl::MAX)]
@@ -126,7 +126,7 @@ pub enum ConfigError {
         given: Duration,
     },
     /// The text is not a valid key prefix.
-    #[error("key prefix {0:?} holds a control character")]
+    #[error("key prefix {0:?} contains a control character; write one without")]
     Prefix(String),
 }
 

@@ -13,9 +13,12 @@ use tokio::sync::Mutex;
 
 use crate::config::{Config, ConfigError, Password, Timeouts, Tls};
 use crate::error::{Fault, Kind};
+use crate::scheme;
 
 /// How long to wait for a member before the next one is tried in parallel (RFC 8305, section 5).
 const STAGGER: Duration = Duration::from_millis(250);
+/// How long to find out whether a member that did not answer serves the other scheme.
+const PROBE: Duration = Duration::from_millis(500);
 
 /// Opens and shares connections.
 pub(crate) struct Connector {
@@ -218,11 +221,17 @@ impl Connector {
                 Err(error) => Err(error),
             }
         };
-        match tokio::time::timeout(limit, work).await {
-            Ok(Ok(client)) => Ok(client),
-            Ok(Err(error)) => Err(Fault::of(endpoint, &error)),
-            Err(_) => Err(Fault::late(endpoint, limit)),
+        let mut fault = match tokio::time::timeout(limit, work).await {
+            Ok(Ok(client)) => return Ok(client),
+            Ok(Err(error)) => Fault::of(endpoint, &error),
+            Err(_) => return Err(Fault::late(endpoint, limit)),
+        };
+        if fault.kind == Kind::Cut
+            && let Ok(Some(remedy)) = tokio::time::timeout(PROBE, scheme::remedy(endpoint)).await
+        {
+            fault.error.remedy = remedy;
         }
+        Err(fault)
     }
 
     async fn options(&self, config: &Config, endpoint: &str) -> Result<Login, Fault> {

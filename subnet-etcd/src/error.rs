@@ -94,11 +94,11 @@ impl Fault {
     }
 }
 
-const CHECK: &str = "check that this member runs and can be reached";
+const CHECK: &str = "check that this member is running and reachable";
 
 /// A TLS 1.3 member refuses a client without a certificate after the client completed the handshake. Its alert, a reset
 /// and a broken pipe arrive in any order, so any cut connection over TLS may have this cause.
-const CHECK_TLS: &str = "check that this member runs and can be reached, and whether it asks for a client certificate";
+const CHECK_TLS: &str = "check that this member is running and reachable, and whether it requires a client certificate";
 
 /// The gRPC status codes are part of the protocol: 3 invalid argument, 5 not found, 7 permission denied, 8 resource
 /// exhausted, 9 failed precondition, 11 out of range, 16 unauthenticated.
@@ -108,34 +108,54 @@ fn judge(code: i32, message: &str) -> (Kind, &'static str) {
         16 => (Kind::Token, "check user and password"),
         3 if says("invalid auth token") || says("revision of auth store is old") => (Kind::Token, "log in again"),
         // A connection without a log-in, and authentication was enabled later.
-        3 if says("user name is empty") => (Kind::Token, "give user and password"),
+        3 if says("user name is empty") => (Kind::Token, "etcd requires authentication: give user and password"),
         3 if says("authentication failed") => (Kind::Denied, "check user and password"),
         5 if says("requested lease not found") => (Kind::Ended, "write with a new lease"),
-        7 => (Kind::Denied, "grant the user's role read and write access to the key prefix"),
+        7 => (
+            Kind::Denied,
+            "grant read and write access to a role of the user: etcdctl role grant-permission ROLE readwrite \
+             --prefix=true PREFIX/",
+        ),
         9 if says("authentication is not enabled") => {
-            (Kind::Denied, "enable authentication in etcd, or give no credentials")
+            (Kind::Denied, "enable authentication in etcd (etcdctl auth enable), or give no credentials")
         }
-        8 if says("database space exceeded") => {
-            (Kind::Cut, "compact and defragment etcd, then disarm its NOSPACE alarm")
-        }
+        8 if says("database space exceeded") => (
+            Kind::Cut,
+            "compact and defragment etcd (etcdctl compact, etcdctl defrag), then clear its alarm (etcdctl alarm disarm)",
+        ),
         11 if says("compacted") => (Kind::Compacted, "list again"),
-        11 if says("decoded message length too large") => (Kind::TooLarge, "remove what is not a lease"),
+        11 if says("decoded message length too large") => {
+            (Kind::TooLarge, "delete keys under PREFIX/subnets/ that are not leases")
+        }
         _ => (Kind::Cut, CHECK),
     }
 }
 
-const CA: &str = "give the authority that signed the member's certificate as CA file";
+const CA: &str = "give the certificate of the authority that signed the member's certificate as CA file";
 
 fn tls_remedy(problem: &str) -> Option<&'static str> {
     // The texts of rustls; if rustls changes a text, the general remedy is used.
     let remedies = [
         ("UnknownIssuer", CA),
         ("BadSignature", CA),
-        ("not valid for name", "use a name that the member's certificate holds, or give it as server name"),
-        ("certificate expired", "renew the member's expired certificate"),
-        ("certificate not valid yet", "check the clocks of this machine and of the authority"),
-        ("CertificateRequired", "give a client certificate and its key"),
-        ("received fatal alert", "check that the member accepts our client certificate"),
+        (
+            "not valid for name",
+            "use a host name or address of the member's certificate in the endpoint, or issue the certificate anew \
+             with this one as subjectAltName",
+        ),
+        ("certificate expired", "renew the member's certificate, or correct this machine's clock (timedatectl)"),
+        ("certificate not valid yet", "correct the clock of this machine (timedatectl), or of the authority"),
+        (
+            "UnsupportedCertVersion",
+            "a certificate is of X.509 version 1, the client's or the member's: issue it anew with extensions, which \
+             makes it version 3 (openssl x509 -extfile)",
+        ),
+        ("CertificateRequired", "the member requires a client certificate: give one with its key"),
+        (
+            "received fatal alert",
+            "the member rejects the client certificate: check that it is in date and signed by the authority that the \
+             member trusts (openssl x509 -in FILE -noout -text)",
+        ),
     ];
     remedies.into_iter().find(|(sign, _)| problem.contains(sign)).map(|(_, remedy)| remedy)
 }
@@ -173,6 +193,6 @@ mod tests {
             assert!(!said("http://etcd.example:2379").contains("client certificate"), "{problem}");
         }
         let alert = Fault::cut("https://etcd.example:2379", "received fatal alert: CertificateRequired");
-        assert_eq!(alert.error.remedy, "give a client certificate and its key");
+        assert_eq!(alert.error.remedy, "the member requires a client certificate: give one with its key");
     }
 }

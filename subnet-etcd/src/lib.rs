@@ -28,6 +28,7 @@
 //! # }
 //! ```
 
+mod check;
 mod config;
 mod config_watch;
 mod connect;
@@ -37,6 +38,7 @@ mod error;
 pub mod fuzzing;
 mod list;
 mod list_watch;
+mod scheme;
 mod store;
 mod watch;
 mod wire;
@@ -134,6 +136,30 @@ impl EtcdSubnets {
     /// Reads only.
     pub async fn list(&self) -> Result<Vec<Record>, SubnetError> {
         self.store.list().await
+    }
+
+    /// Checks that this store's user may read the configuration and the leases, and write a lease. Changes nothing: the
+    /// write is in a transaction whose condition never holds.
+    ///
+    /// # Errors
+    /// [`SubnetError::Denied`] if a permission is missing; retry after an operator has granted it.
+    /// [`SubnetError::Unavailable`]: retry.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any await.
+    pub async fn check_access(&self) -> Result<(), SubnetError> {
+        self.store.check_access().await
+    }
+
+    /// Returns the roles of a user in etcd. A user may read their own.
+    ///
+    /// # Errors
+    /// As [`check_access`](Self::check_access).
+    ///
+    /// # Cancel safety
+    /// Reads only.
+    pub async fn roles_of(&self, user: &str) -> Result<Vec<String>, SubnetError> {
+        self.store.roles_of(user).await
     }
 
     fn of(connector: Connector, prefix: &KeyPrefix, ttl: Ttl) -> Self {

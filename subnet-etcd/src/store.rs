@@ -131,7 +131,7 @@ impl Store {
                 return Ok(lease);
             }
         }
-        let problem = "others kept changing what an acquire had read";
+        let problem = "other nodes kept changing what was read";
         Err(Fault::cut(&self.base, problem).into_subnet_error(ACQUIRING))
     }
 

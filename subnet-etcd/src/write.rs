@@ -228,7 +228,7 @@ impl Store {
         }
     }
 
-    async fn txn(&self, txn: Txn) -> Result<TxnResponse, Fault> {
+    pub(crate) async fn txn(&self, txn: Txn) -> Result<TxnResponse, Fault> {
         let send = |mut client: etcd_client::Client| {
             let txn = txn.clone();
             async move { client.txn(txn).await }

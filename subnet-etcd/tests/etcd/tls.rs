@@ -84,7 +84,7 @@ async fn a_certificate_for_another_name_or_time_is_refused() {
     let ca = authority.write(&dir.path().join("ca.crt"));
     let etcd = start(dir.path(), &authority, "etcd.example", 2100, None);
     let said = refusal(&open(&etcd, Tls::of_authority(&ca))).await;
-    assert!(said.contains("server name"), "{said}");
+    assert!(said.contains("etcd.example") && said.contains("subjectAltName"), "{said}");
     let mut named = Tls::of_authority(&ca);
     named.server_name = Some("etcd.example".to_owned());
     open(&etcd, named).put_config_json(common::CONFIG).await.unwrap();
@@ -92,6 +92,26 @@ async fn a_certificate_for_another_name_or_time_is_refused() {
     let etcd = start(dir.path(), &authority, "127.0.0.1", 2001, None);
     let said = refusal(&open(&etcd, Tls::of_authority(ca))).await;
     assert!(said.contains("expired"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_with_the_wrong_scheme_is_recognised() {
+    let dir = TempDir::new().unwrap();
+    let authority = Authority::new();
+    let ca = authority.write(&dir.path().join("ca.crt"));
+    for version in Version::ALL {
+        let (certificate, key) = authority.issue(dir.path(), "server", "127.0.0.1", 2100);
+        let tls = Some(ServerTls { certificate, key, client_ca: None });
+        let serves_tls = Etcd::start(Options { tls, ..Options::single(version) }).unwrap();
+        let plain = serves_tls.endpoint(0).replace("https", "http");
+        let said = refusal(&EtcdSubnets::new(Config::new([plain])).unwrap()).await;
+        assert!(said.contains("serves TLS: write https://"), "{version:?}: {said}");
+        let serves_none = Etcd::start(Options::single(version)).unwrap();
+        let secure = serves_none.endpoint(0).replace("http", "https");
+        let config = Config::new([secure]).with_tls(Tls::of_authority(&ca));
+        let said = refusal(&EtcdSubnets::new(config).unwrap()).await;
+        assert!(said.contains("serves no TLS: write http://"), "{version:?}: {said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

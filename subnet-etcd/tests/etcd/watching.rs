@@ -352,6 +352,28 @@ async fn who_may_not_is_denied_and_no_secret_is_shown() {
     assert!(matches!(error, SubnetError::Denied { .. }) && chain(&error).contains("role"), "{}", chain(&error));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_permission_is_found_without_a_write() {
+    use etcd_client::{Permission, PermissionType};
+    for version in Version::ALL {
+        let (etcd, _) = single(version).await;
+        let mut root = with_authentication(&etcd).await;
+        let store = logged_in(&etcd, Password::Text(flannel_subnet_etcd::Secret::new("first")));
+        let before = root.get("x", None).await.unwrap().header().unwrap().revision();
+        store.check_access().await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert_eq!(root.get("x", None).await.unwrap().header().unwrap().revision(), before, "something was written");
+        assert_eq!(store.roles_of("flannel").await.unwrap(), ["flannel"]);
+        let keys = |kind| Permission::new(kind, "/coreos.com/network/").with_prefix();
+        for (kind, denied) in [(PermissionType::Read, "writing a lease"), (PermissionType::Write, "reading the leases")]
+        {
+            root.role_grant_permission("flannel", keys(kind)).await.unwrap();
+            let error = store.check_access().await.unwrap_err();
+            assert!(matches!(&error, SubnetError::Denied { doing, .. } if *doing == denied), "{}", chain(&error));
+            assert!(chain(&error).contains("etcdctl role grant-permission"), "{}", chain(&error));
+        }
+    }
+}
+
 /// etcd accepts larger values than a client reads if its operator raised `--max-request-bytes`.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_too_large_to_be_read_costs_a_listing_and_not_the_watch() {
