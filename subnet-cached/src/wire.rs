@@ -70,17 +70,17 @@ pub(crate) fn write(
 
 /// Parses the file, or returns the reason why it is unusable.
 pub(crate) fn parse(bytes: &[u8], origin: &str, now: BootTime, wall: SystemTime) -> Result<Known, String> {
-    let head: Head = serde_json::from_slice(bytes).map_err(|error| format!("not a whole state file: {error}"))?;
+    let head: Head = serde_json::from_slice(bytes).map_err(|error| format!("it is corrupt: {error}"))?;
     if head.version != VERSION {
-        return Err(format!("of version {}, this is {VERSION}", head.version));
+        return Err(format!("it has version {}, and this program reads version {VERSION}", head.version));
     }
-    let document: Document<'_> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let document: Document<'_> = serde_json::from_slice(bytes).map_err(|error| format!("it is corrupt: {error}"))?;
     if document.origin != origin {
-        return Err(format!("of another store: {:?}, this is {origin:?}", document.origin));
+        return Err(format!("it is of another store: {:?}, and this is {origin:?}", document.origin));
     }
     let allocation = document.allocation.value();
     let config = NetworkConfig::parse(document.config.get().as_bytes(), allocation);
-    let config = config.map_err(|error| format!("configuration: {error}"))?;
+    let config = config.map_err(|error| format!("it is corrupt: configuration: {error}"))?;
     let time = Time { saved: document.saved_unix_ms, wall: millis_of(wall), now };
     let own = match document.own {
         None => Own::None,

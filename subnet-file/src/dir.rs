@@ -36,7 +36,7 @@ const LOCK_MODE: u32 = 0o600;
 /// Creates a directory and its missing parents.
 pub(crate) fn make(dir: &Path) -> Result<(), SubnetError> {
     let made = DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir);
-    made.map_err(|error| fault("making the store's directory", dir, error))
+    made.map_err(|error| fault("creating the store's directory", dir, error))
 }
 
 impl Dir {
@@ -47,7 +47,9 @@ impl Dir {
             Ok(metadata) if !metadata.is_dir() => return Err(invalid("not a directory; name another path")),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(invalid("no such directory; create it, or mount the file system it is on"));
+                return Err(invalid(
+                    "no such directory; create it (mkdir -p) and write config.json into it, or mount its file system",
+                ));
             }
             Err(error) => return Err(fault(DOING, &root, error)),
         }
@@ -132,7 +134,7 @@ impl Dir {
             return unreadable(error);
         }
         if node_of(name).is_none() {
-            return Ok(Some(Err(bad("the file's name is not a node's followed by .json".to_owned()))));
+            return Ok(Some(Err(bad("the file is not named after a node (NODE.json)".to_owned()))));
         }
         Ok(Some(Entry::from_json(&text)))
     }
@@ -265,7 +267,7 @@ pub(crate) fn file_name(node: &NodeIdentity) -> Result<String, SubnetError> {
     if name.len() > LONGEST {
         let longest = LONGEST - SUFFIX.len();
         let text = format!(
-            "a node identity of more than {longest} characters, which no file name holds; choose a shorter one"
+            "a node identity of more than {longest} characters, which is too long for a file name; choose a shorter one"
         );
         return Err(SubnetError::Unsupported(text));
     }

@@ -24,13 +24,13 @@ pub struct FileError {
 /// Returns the store's error for a failed file operation.
 pub(crate) fn fault(doing: &'static str, path: &Path, source: io::Error) -> SubnetError {
     let remedy = match source.kind() {
-        io::ErrorKind::PermissionDenied => "give this process's user read and write access to it",
+        io::ErrorKind::PermissionDenied => "give this process's user read and write access to it (chown, chmod)",
         io::ErrorKind::ReadOnlyFilesystem => "mount its file system for writing",
         io::ErrorKind::StorageFull => "free space on its file system",
         io::ErrorKind::QuotaExceeded => "raise the disk quota of this process's user",
-        io::ErrorKind::NotFound => "create its directory, or mount the file system it is on",
-        io::ErrorKind::NotADirectory => "put a directory in its place",
-        io::ErrorKind::WouldBlock => "another process holds it for too long; find it with fuser, it may be stopped",
+        io::ErrorKind::NotFound => "create its directory, or mount its file system",
+        io::ErrorKind::NotADirectory => "replace it with a directory",
+        io::ErrorKind::WouldBlock => "another process keeps it locked; find that with fuser, it may be stopped",
         _ if is_shortage(&source) => "raise the limit of open files",
         _ => "check its file system",
     };

@@ -76,7 +76,7 @@ impl Check {
             subject,
             Verdict::Bad,
             chain(error),
-            "mend what it names; an agent waits for it and goes on by itself",
+            "correct what it names; a waiting agent then continues by itself",
         )
     }
 }
@@ -119,7 +119,7 @@ impl Store {
             clock = date.map(|server| clocks(server, Timestamp::now()));
         }
         if missing.is_empty() {
-            let found = "this account may do what an agent does".to_owned();
+            let found = "this account has all permissions of an agent".to_owned();
             return Ok((Check::good(Subject::Rights, found), clock));
         }
         let verbs: Vec<_> = missing.iter().map(|rule| format!("{} {}", rule.verb(), rule.resource())).collect();
@@ -151,7 +151,7 @@ impl Store {
                 let texts: Vec<_> = subnets.iter().map(|(_, subnet)| subnet.to_string()).collect();
                 let found = match texts.is_empty() {
                     false => format!("Node {name} has podCIDRs {}", texts.join(" and ")),
-                    true => format!("Node {name} is there"),
+                    true => format!("Node {name} exists"),
                 };
                 Check::good(Subject::Node, found)
             }
@@ -177,27 +177,27 @@ impl Store {
         if !annotations.is_managed() {
             let found =
                 format!("{} is not \"true\", so that other nodes do not see this one", self.keys.name(Key::Managed));
-            return doubtful(found, "an agent writes it when it starts; if one runs, look at its log");
+            return doubtful(found, "an agent writes it when it starts; if one is running, look at its log");
         }
         let attrs = match attrs(annotations) {
             Ok(attrs) => attrs,
             Err(reason) => {
                 return doubtful(
                     format!("its annotations are damaged: {reason}"),
-                    "an agent writes them again when it starts; if one runs, see who else writes them",
+                    "an agent writes them again when it starts; if one is running, find the other program that writes them",
                 );
             }
         };
         match backend {
             Some(backend) if LeaseAttrs::backend_name(backend) != attrs.backend_type => doubtful(
                 format!(
-                    "{} is {:?}, and the network's configuration says {backend:?}",
+                    "{} is {:?}, and the network configuration says {backend:?}",
                     self.keys.name(Key::BackendType),
                     &*attrs.backend_type
                 ),
                 "another program wrote it, or an agent with another configuration: run one agent a node, and restart it",
             ),
-            _ => Check::good(Subject::Annotations, format!("Node {name} has all that peers read")),
+            _ => Check::good(Subject::Annotations, format!("Node {name} has all annotations that peers read")),
         }
     }
 }
@@ -207,14 +207,14 @@ fn clocks(server: Timestamp, here: Timestamp) -> Check {
     let ahead = here.as_second() - server.as_second();
     let seconds = ahead.unsigned_abs();
     let found = match ahead {
-        0 => "this machine's clock is the API server's".to_owned(),
+        0 => "this machine's clock agrees with the API server's".to_owned(),
         1.. => format!("this machine's clock is {seconds} s ahead of the API server's"),
         _ => format!("this machine's clock is {seconds} s behind the API server's"),
     };
     if seconds <= MAX_SKEW {
         return Check::good(Subject::Clock, found);
     }
-    let remedy = "set both by NTP: certificates and tokens are judged by these clocks";
+    let remedy = "set both by NTP: certificates and tokens are checked against these clocks";
     Check::new(Subject::Clock, Verdict::Doubtful, found, remedy)
 }
 
@@ -226,7 +226,7 @@ mod tests {
     fn clocks_that_differ_by_more_than_a_minute_are_doubtful() {
         let server = Timestamp::from_second(1_800_000_000).unwrap();
         for (seconds, verdict, part) in [
-            (0, Verdict::Good, "is the API server's"),
+            (0, Verdict::Good, "agrees with"),
             (60, Verdict::Good, "60 s ahead"),
             (61, Verdict::Doubtful, "61 s ahead"),
             (-60, Verdict::Good, "60 s behind"),

@@ -202,7 +202,7 @@ fn parse_url(text: &str) -> Result<http::Uri, AccessError> {
         remedy: "give it as https://HOST:PORT",
     };
     if without_user(text) != text {
-        return Err(refused("it holds credentials, which are not used".to_owned()));
+        return Err(refused("it contains credentials, which are not used".to_owned()));
     }
     let url: http::Uri = text.parse().map_err(|error: http::uri::InvalidUri| refused(error.to_string()))?;
     match url.scheme_str() {

@@ -129,7 +129,7 @@ impl Fault {
         Self::new(
             Kind::Cut,
             problem.to_string(),
-            "check that this is a Kubernetes API server, and what stands before it",
+            "check that this is a Kubernetes API server, and proxies in front of it",
         )
     }
 
@@ -186,8 +186,9 @@ impl From<Malformed> for Fault {
     }
 }
 
-const CHECK: &str = "check that the API server runs and can be reached";
-const POLICY: &str = "an admission policy or plug-in of the cluster refuses it: change that, or what it names";
+const CHECK: &str = "check that the API server is running and reachable";
+const POLICY: &str =
+    "an admission policy or plug-in of the cluster refuses it: change the policy, or what it objects to";
 
 /// Returns why a request got no answer. Leaves out the output of a credential plug-in, which may be a token.
 pub(crate) fn in_words(error: &kube::Error) -> String {
@@ -196,7 +197,7 @@ pub(crate) fn in_words(error: &kube::Error) -> String {
             format!("the credential plug-in of the kubeconfig failed with {}", out.status)
         }
         kube::Error::Auth(AuthError::AuthExecParse(_)) => {
-            "the credential plug-in of the kubeconfig printed something that is no ExecCredential".to_owned()
+            "the credential plug-in of the kubeconfig printed something other than an ExecCredential".to_owned()
         }
         // The URL may contain a password.
         kube::Error::ProxyProtocolUnsupported { .. } | kube::Error::ProxyProtocolDisabled { .. } => {
@@ -210,12 +211,12 @@ pub(crate) fn in_words(error: &kube::Error) -> String {
 fn tls_remedy(problem: &str) -> Option<&'static str> {
     // The texts of rustls; if rustls changes a text, the general remedy is used.
     let remedies = [
-        ("UnknownIssuer", "give the authority that signed the API server's certificate"),
-        ("BadSignature", "give the authority that signed the API server's certificate"),
-        ("not valid for name", "use a name that the API server's certificate holds"),
+        ("UnknownIssuer", "give the certificate of the authority that signed the API server's certificate"),
+        ("BadSignature", "give the certificate of the authority that signed the API server's certificate"),
+        ("not valid for name", "use a host name or address of the API server's certificate"),
         ("certificate expired", "renew the API server's expired certificate, or check this machine's clock"),
-        ("certificate not valid yet", "check the clocks of this machine and of the authority"),
-        ("InvalidContentType", "the server speaks clear text: give its address as http://, or its TLS port"),
+        ("certificate not valid yet", "correct the clock of this machine (timedatectl), or of the authority"),
+        ("InvalidContentType", "the server serves no TLS: give its address as http://, or its TLS port"),
     ];
     remedies.into_iter().find(|(sign, _)| problem.contains(sign)).map(|(_, remedy)| remedy)
 }

@@ -166,7 +166,7 @@ impl Store {
     }
 
     pub(crate) async fn acquire(&self, name: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
-        const DOING: &str = "taking a lease";
+        const DOING: &str = "acquiring a lease";
         let config = self.config()?;
         let answer = self.own_node(name.as_str(), DOING).await?;
         let node = self.parse_own(&answer, DOING)?;
@@ -181,7 +181,7 @@ impl Store {
     }
 
     pub(crate) async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
-        const DOING: &str = "writing the own lease";
+        const DOING: &str = "writing the lease";
         let name = lease.key.as_str();
         let config = self.config()?;
         let answer = match self.api.node(name).await {
@@ -192,7 +192,7 @@ impl Store {
         };
         let node = self.parse(&answer, DOING)?;
         if node.fence() != lease.fence {
-            return Err(SubnetError::Lost(format!("Node {name} was deleted and made again")));
+            return Err(SubnetError::Lost(format!("Node {name} was deleted and created again")));
         }
         if assigned(name, &node, &config).ok() != Some(lease.subnets) {
             return Err(SubnetError::Lost(format!("Node {name} has other podCIDRs")));
@@ -206,7 +206,7 @@ impl Store {
     }
 
     pub(crate) async fn release(&self, lease: &Lease) -> Result<(), SubnetError> {
-        const DOING: &str = "giving the lease back";
+        const DOING: &str = "releasing the lease";
         let name = lease.key.as_str();
         let answer = match self.api.node(name).await {
             Err(fault) if fault.kind == Kind::Missing => return Ok(()),
@@ -327,7 +327,7 @@ impl Store {
         let name = self.known_name().map_or("", NodeIdentity::as_str);
         SubnetError::Unconfigured {
             at: format!("Node {name}, annotation {}", self.keys.name(*key)),
-            reason: format!("{found:?} is not an {family} address; mend or remove it"),
+            reason: format!("{found:?} is not an {family} address; correct or remove it"),
         }
     }
 }
