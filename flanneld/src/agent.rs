@@ -1,10 +1,7 @@
 //! The agent: everything around [`Overlay::run`](flannel_core::overlay::Overlay::run).
 
-use std::fs::{self, DirBuilder, OpenOptions};
 use std::future::pending;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,16 +17,17 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::assemble::{AssembleError, assemble};
+use crate::directories::{self, DirectoryError};
 use crate::firewall::Keeper;
 use crate::flags::UsageError;
 use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::options::{Capabilities, Options, StateFile};
+use crate::options::{Capabilities, Options, Place as StorePlace};
 use crate::privileges::{self, PrivilegeError};
 use crate::serve::{self, ListenError, Place, Shown};
 use crate::status::Surroundings;
 use crate::stores::{self, StoreError};
-use crate::{chain, condition, exit, notify, signals};
+use crate::{chain, condition, config_keys, credentials, exit, notify, signals};
 use flannel_core::firewall_keeper::RulesState;
 
 /// How long shutdown waits for pending HTTP answers, and then for pending file operations.
@@ -46,18 +44,8 @@ pub(crate) enum AgentError {
     Privilege(#[from] PrivilegeError),
     #[error(transparent)]
     Listen(#[from] ListenError),
-    #[error("{} cannot be written: make its directory writable for this program, or choose another -subnet-file", path.display())]
-    SubnetFile {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("{} cannot be written: make its directory writable for this program, or choose another -state-file, or none", path.display())]
-    StateFile {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
     #[error("starting threads")]
     Threads(#[source] io::Error),
     #[error(transparent)]
@@ -89,9 +77,7 @@ impl AgentError {
 pub(crate) fn run(options: &Options, flags: &str, warnings: &[String]) -> Result<(), AgentError> {
     privileges::check()?;
     options.cni.check()?;
-    check_place(&options.subnet_file)
-        .map_err(|source| AgentError::SubnetFile { path: options.subnet_file.clone(), source })?;
-    check_state_file(options.state_file.as_ref())?;
+    directories::prepare(options)?;
     let places = Places::take(options)?;
     if options.capabilities == Capabilities::Drop {
         privileges::reduce()?;
@@ -103,6 +89,9 @@ pub(crate) fn run(options: &Options, flags: &str, warnings: &[String]) -> Result
     tracing::info!(target: "flannel::agent", version, pid, overlay = %options.overlay, flags, "starting flanneld");
     for warning in warnings.iter().chain(&places.warning) {
         tracing::warn!(target: "flannel::agent", "{warning}");
+    }
+    if let StorePlace::Etcd(config) = &options.store.place {
+        credentials::doubts(config).iter().for_each(|doubt| tracing::warn!("{doubt}"));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AgentError::Threads)?;
     let outcome = runtime.block_on(supervise(options, places, &log, cancel));
@@ -183,6 +172,7 @@ async fn supervise(options: &Options, places: Places, log: &Log, cancel: Cancell
     }
     tokio::spawn(metrics.count(handle.clone()));
     tokio::spawn(options.cni.clone().keep(handle.clone(), rules.clone()));
+    tokio::spawn(config_keys::warn(handle.clone()));
     tokio::spawn(notify::follow(handle.clone(), rules.clone()));
     tokio::spawn(notify::watchdog());
     if let Some(store) = condition {
@@ -251,64 +241,5 @@ async fn failure(keeper: Keeper) -> FirewallError {
     match keeper.keep().await {
         Ok(()) => pending().await,
         Err(error) => error,
-    }
-}
-
-/// Checks that a file can be written later, so that an error is reported at start.
-fn check_place(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Err(io::ErrorKind::IsADirectory.into());
-    }
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
-    // Independent of the umask: no other user may write files that are read from there.
-    DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
-    // Always the same name, so that the next start removes the file that a start killed here has left.
-    let probe = dir.join(".flanneld-probe");
-    clear(&probe)?;
-    // Never an existing file: it may be a link to one of our files, made by another user.
-    match OpenOptions::new().write(true).create_new(true).open(&probe) {
-        // `AlreadyExists`: another start at the same time has created it.
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    clear(&probe)
-}
-
-/// Removes a file that may not exist.
-fn clear(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn check_state_file(file: Option<&StateFile>) -> Result<(), AgentError> {
-    match file {
-        Some(StateFile { path, asked_for: true }) => {
-            check_place(path).map_err(|source| AgentError::StateFile { path: path.clone(), source })
-        }
-        // Errors of the default file are reported when it is written.
-        Some(StateFile { asked_for: false, .. }) | None => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::symlink;
-
-    use super::*;
-
-    #[test]
-    fn the_probe_of_a_place_empties_no_file_that_a_link_leads_to() {
-        let dir = tempfile::tempdir().unwrap();
-        let victim = dir.path().join("victim");
-        fs::write(&victim, "precious").unwrap();
-        symlink(&victim, dir.path().join(".flanneld-probe")).unwrap();
-        check_place(&dir.path().join("subnet.env")).unwrap();
-        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
     }
 }

@@ -8,13 +8,15 @@ use flannel_backend_vxlan::Vxlan;
 use flannel_core::backend::BackendError;
 use flannel_core::backend::alloc::Alloc;
 use flannel_core::config::NetworkConfig;
+use flannel_core::firewall::FirewallError;
 use flannel_core::kernel::{Kernel, KernelError};
 use flannel_core::net::Dual;
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::overlay::{BuildError, Masquerade, MissingUplink, Overlay, SubnetEnvFile};
 
 use crate::blackhole::Blackhole;
-use crate::options::{Options, Place};
+use crate::firewall;
+use crate::options::{FirewallOptions, Options, Place};
 use crate::stores::Opened;
 
 /// The available backends.
@@ -41,19 +43,11 @@ pub(crate) fn assemble(
         Some(_) => Masquerade::Agent,
         None => Masquerade::Plugin,
     };
-    let (routes, guard) = (options.firewall.blackhole, options.firewall.guard);
-    // An overlay that ends at once, for example for a removal, needs no guard.
-    let keeps_guard = missing_uplink == MissingUplink::Wait;
-    let vxlan = move |config: &NetworkConfig| {
-        if keeps_guard && guard.lacks_its_tool(config) {
-            return Err(BackendError::Host {
-                what: "-vxlan-guard needs nftables".to_owned(),
-                remedy: "set \"EnableNFTables\": true in the network's configuration, or leave -vxlan-guard out"
-                    .to_owned(),
-            });
-        }
-        Ok(Blackhole::around(Vxlan::new(config)?, routes))
-    };
+    let (routes, rules) = (options.firewall.blackhole, options.firewall);
+    // An overlay that ends at once, for example for a removal, writes no rules.
+    let writes_rules = missing_uplink == MissingUplink::Wait;
+    // The configuration is known here, and no lease is acquired yet.
+    let check = move |config: &NetworkConfig| if writes_rules { check_rules(rules, config) } else { Ok(()) };
     // In Kubernetes an annotation of the Node takes precedence over the flags; the store has both, and decides.
     let public = match options.store.place {
         Place::Kube(_) => Dual::default(),
@@ -61,10 +55,16 @@ pub(crate) fn assemble(
     };
     Ok(Overlay::builder()
         .name(options.overlay.clone())
-        .backend(Vxlan::TYPE, vxlan)
-        .backend(HostGw::TYPE, move |_| Ok(Blackhole::around(HostGw, routes)))
-        .backend(Udp::TYPE, move |config| Ok(Blackhole::around(Udp::new(config)?, routes)))
-        .backend(Alloc::TYPE, move |_| Ok(Blackhole::around(Alloc, routes)))
+        .backend(Vxlan::TYPE, move |config| {
+            check(config)?;
+            Ok(Blackhole::around(Vxlan::new(config)?, routes))
+        })
+        .backend(HostGw::TYPE, move |config| check(config).map(|()| Blackhole::around(HostGw, routes)))
+        .backend(Udp::TYPE, move |config| {
+            check(config)?;
+            Ok(Blackhole::around(Udp::new(config)?, routes))
+        })
+        .backend(Alloc::TYPE, move |config| check(config).map(|()| Blackhole::around(Alloc, routes)))
         .uplink(options.uplink.clone())
         .missing_uplink(missing_uplink)
         .public(public)
@@ -74,4 +74,20 @@ pub(crate) fn assemble(
         .audit_every(options.audit_every)
         .subnet_env(SubnetEnvFile::new(&options.subnet_file, masquerade))
         .build(Arc::clone(&store.subnets), kernel)?)
+}
+
+/// Checks that the rules which the flags need can be written: without them pods must not be attached.
+fn check_rules(options: FirewallOptions, config: &NetworkConfig) -> Result<(), BackendError> {
+    if options.guard.lacks_its_tool(config) {
+        return Err(BackendError::Host {
+            what: "-vxlan-guard needs nftables".to_owned(),
+            remedy: "set \"EnableNFTables\": true in the network configuration, or leave -vxlan-guard out".to_owned(),
+        });
+    }
+    match (options.needed_for(config), firewall::check_tool(config)) {
+        (Some(flag), Err(FirewallError::Unsupported { what, hint })) => {
+            Err(BackendError::Host { what: format!("{what} is missing, which {flag} needs"), remedy: hint })
+        }
+        (_, _) => Ok(()),
+    }
 }

@@ -1,6 +1,6 @@
 //! Installs the CNI plug-in and its configuration on the host, and restores them (`-cni-bin-dir`, `-cni-conf-dir`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cni_flannel::install::{self, InstallError, Installed};
@@ -70,6 +70,13 @@ impl Cni {
         let shown = configuration.source.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
         let checked = configuration.text().and_then(|text| install::check(&text));
         checked.map_err(|error| UsageError::value("cni-conf", &shown, chain(&error)))
+    }
+
+    /// Returns the directories to install in, each with its flag.
+    pub(crate) fn directories(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let plugin = self.plugin.as_ref().map(|plugin| ("cni-bin-dir", plugin.directory.as_path()));
+        let configuration = self.configuration.as_ref();
+        plugin.into_iter().chain(configuration.map(|found| ("cni-conf-dir", found.directory.as_path())))
     }
 
     /// Installs the plug-in at once and the configuration when pods can be attached, and restores both until the agent ends.

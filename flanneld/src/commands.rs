@@ -99,8 +99,8 @@ struct Planned<'a> {
 }
 
 /// Prints what is wrong on this host. The exit code is success if there is no error.
-pub(crate) fn doctor(options: &Options) -> Result<u8, CommandError> {
-    let report = block_on(async { Ok::<_, CommandError>(doctor::examine(options).await) })?;
+pub(crate) fn doctor(options: &Options, warnings: &[String]) -> Result<u8, CommandError> {
+    let report = block_on(async { Ok::<_, CommandError>(doctor::examine(options, warnings).await) })?;
     if options.json {
         print(&format!("{}\n", serde_json::to_string_pretty(&report).map_err(CommandError::Json)?))?;
     } else {

@@ -1,33 +1,26 @@
 //! What is wrong on this host, and how to correct it: findings as data.
 
+mod config;
+mod files;
 mod host;
 mod kubernetes;
 pub(crate) mod routes;
+mod rules;
+mod running;
+mod store;
 
-use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
-use std::{fmt, fs, io};
+use std::fmt;
 
-use flannel_core::config::NetworkConfig;
 use flannel_core::kernel::{Kernel, Scope};
-use flannel_core::lease::{LeaseEvent, Record};
-use flannel_core::net::{Family, Prefix};
+use flannel_core::net::Family;
 use flannel_core::netlink::NetlinkKernel;
-use flannel_core::subnet::SubnetManager;
-use flannel_core::subnet_env::SubnetEnv;
 use flannel_core::text::Plain;
 use flannel_core::uplink::{self, InUse, Request};
-use futures_util::StreamExt;
 use serde::Serialize;
-use tokio::time::timeout;
 
-use crate::options::{Options, StateFile, StoreOptions};
-use crate::{chain, client, privileges, stores};
+use crate::options::Options;
+use crate::{chain, privileges};
 use host::Host;
-
-/// How long the store may take to answer.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// All findings, in the order of the checks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -61,6 +54,11 @@ pub(crate) enum Severity {
 impl Finding {
     pub(crate) fn ok(check: &'static str, found: impl Into<String>) -> Self {
         Self { check, severity: Severity::Ok, found: found.into(), fix: None }
+    }
+
+    /// A finding whose text contains the remedy, or that has none.
+    pub(crate) fn alone(check: &'static str, severity: Severity, found: impl Into<String>) -> Self {
+        Self { check, severity, found: found.into(), fix: None }
     }
 
     pub(crate) fn new(
@@ -98,16 +96,27 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs all checks. Writes nothing, and needs no running agent.
-pub(crate) async fn examine(options: &Options) -> Report {
-    let mut findings = vec![agent(options), privilege()];
-    let (told, finding) = store(options).await;
-    findings.push(finding);
+/// Runs all checks. Writes nothing, and needs no running agent. `warnings` are those of the environment's variables.
+pub(crate) async fn examine(options: &Options, warnings: &[String]) -> Report {
+    let variable = |found: &String| Finding::new("environment", Severity::Warning, found, "correct or remove it");
+    let mut findings: Vec<_> = warnings.iter().map(variable).collect();
+    let (running, finding) = running::ask(options);
+    findings.extend([finding, privilege()]);
+    findings.extend(running::others(options, running.as_ref()));
+    let (content, found) = store::examine(options).await;
+    findings.extend(found);
     findings.extend(kubernetes::ask(&options.store).await);
+    findings.extend(files::directories(options));
     if let Some(file) = &options.state_file {
-        findings.push(state_file(&options.store, file).await);
+        findings.push(files::state(&options.store, file).await);
     }
-    let (config, leased) = told.map_or((None, None), |told| (Some(told.config), told.leased));
+    let (config, leased) = content.map_or((None, None), |content| (Some(content.config), content.leased));
+    if let Some(config) = &config {
+        findings.extend(config::judge(config));
+        findings.push(rules::examine(options, config).await);
+    }
+    let in_force = running.and_then(|running| running.in_force);
+    findings.extend(config.as_ref().zip(in_force.as_ref()).map(|(config, in_force)| running::change(in_force, config)));
     let seen = match NetlinkKernel::new() {
         Ok(kernel) => kernel.host_facts(&options.uplink.reaches()).await.map(|facts| (kernel, facts)),
         Err(error) => Err(error),
@@ -131,12 +140,12 @@ pub(crate) async fn examine(options: &Options) -> Report {
             Some(choice)
         }
         Err(error) => {
-            let fix = "name an interface with -iface, -iface-regex or -iface-can-reach";
+            let fix = "bring the network up (ip link, ip route), or name an interface with -iface";
             findings.push(Finding::new("uplink", Severity::Error, chain(&error), fix));
             None
         }
     };
-    let (env, finding) = subnet_env(options);
+    let (env, finding) = files::subnet_env(options);
     findings.push(finding);
     let host = Host {
         overlay: &options.overlay,
@@ -145,141 +154,29 @@ pub(crate) async fn examine(options: &Options) -> Report {
         uplink: choice.as_ref().map(|choice| &choice.uplink),
         env: env.as_ref(),
     };
-    findings.extend(host.judge(&host::Files));
-    if config.as_ref().is_some_and(|config| options.firewall.guard.lacks_its_tool(config)) {
-        let fix = "set \"EnableNFTables\": true in the network's configuration, or leave -vxlan-guard out";
-        findings.push(Finding::new("guard", Severity::Error, "-vxlan-guard needs nftables", fix));
+    if in_force.is_none() {
+        findings.extend(host.change());
     }
+    findings.extend(host.judge(&host::Files));
     if let (Some(config), Some(leased), Some(choice)) = (&config, &leased, &choice) {
         let mut scope = Scope::new(options.overlay.clone(), config.networks.map(|_, network| network.prefix));
         scope.uplink = Some(choice.uplink.index);
         match kernel.observe(&scope).await {
             Ok(seen) => findings.extend(routes::judge(config, leased, &choice.uplink, &seen.routes)),
-            Err(error) => findings.push(Finding::new("routes", Severity::Note, chain(&error), "try again")),
+            Err(error) => findings.push(Finding::new("routes", Severity::Note, chain(&error), "run doctor again")),
         }
     }
     Report { findings }
 }
 
-fn agent(options: &Options) -> Finding {
-    let Some(metrics) = options.metrics else { return Finding::ok("agent", "not asked: -metrics-port is 0") };
-    match client::is_ready(metrics.addr) {
-        Ok(true) => Finding::ok("agent", "running and ready"),
-        Ok(false) => Finding::new("agent", Severity::Warning, "running, not ready", "see: flanneld status"),
-        Err(error) => Finding::new("agent", Severity::Note, chain(&error), "start it, if it should be running"),
-    }
-}
-
 fn privilege() -> Finding {
     match privileges::check() {
-        Ok(()) => Finding::ok("privilege", "CAP_NET_ADMIN is there"),
+        Ok(()) => Finding::ok("privilege", "this user has CAP_NET_ADMIN"),
         Err(error) => Finding::new(
             "privilege",
             Severity::Warning,
-            chain(&error),
-            "the agent needs it; for doctor itself most checks work without",
+            format!("{}; doctor itself does most checks without", chain(&error)),
+            "run doctor as the agent's user, for example: sudo flanneld doctor",
         ),
-    }
-}
-
-/// The content of the store.
-struct Told {
-    config: NetworkConfig,
-    /// The subnets of all records, good or bad; `None` if the store did not list them in time.
-    leased: Option<BTreeSet<Prefix>>,
-}
-
-async fn store(options: &Options) -> (Option<Told>, Finding) {
-    let broken = |found: String, fix: &str| (None, Finding::new("store", Severity::Error, found, fix));
-    let opened = match stores::open(&options.store).await {
-        Ok(opened) => opened,
-        Err(error) => return broken(chain(&error), "mend what the message names"),
-    };
-    match timeout(PATIENCE, opened.subnets.network_config()).await {
-        Ok(Ok(config)) => {
-            let networks: Vec<_> = config.networks.iter().map(|(_, network)| network.prefix.to_string()).collect();
-            let found = format!("{}: {} over {}", opened.name, networks.join(" and "), config.backend.kind);
-            let leased = timeout(PATIENCE, leased(&*opened.subnets)).await.ok().flatten();
-            (Some(Told { config, leased }), Finding::ok("store", found))
-        }
-        Ok(Err(error)) => broken(format!("{}: {}", opened.name, chain(&error)), "mend what the message names"),
-        Err(_) => broken(
-            format!("{} did not answer within {PATIENCE:?}", opened.name),
-            "check that it runs, and the way to it: address, firewall, certificates",
-        ),
-    }
-}
-
-/// Returns the subnets of the first list.
-async fn leased(subnets: &dyn SubnetManager) -> Option<BTreeSet<Prefix>> {
-    let mut watch = subnets.watch();
-    while let Some(event) = watch.next().await {
-        if let Ok(LeaseEvent::Reset(records)) = event {
-            let subnets = |record: &Record| match &record.lease {
-                Ok(lease) => lease.subnets,
-                Err(bad) => bad.subnets,
-            };
-            return Some(
-                records
-                    .iter()
-                    .flat_map(|record| subnets(record).iter().map(|(_, subnet)| *subnet).collect::<Vec<_>>())
-                    .collect(),
-            );
-        }
-    }
-    None
-}
-
-async fn state_file(store: &StoreOptions, file: &StateFile) -> Finding {
-    let path = &file.path;
-    let shown = path.display();
-    let note = |found: String, fix: &str| Finding::new("state file", Severity::Note, found, fix);
-    match fs::symlink_metadata(path) {
-        Ok(found) if !found.is_file() => {
-            Finding::new("state file", Severity::Warning, format!("{shown} is no file"), "choose another -state-file")
-        }
-        Ok(found) if found.permissions().mode() & 0o022 != 0 => {
-            let fix = format!("chmod 0600 {shown}; until then it is ignored");
-            Finding::new("state file", Severity::Warning, format!("others may write {shown}"), fix)
-        }
-        Ok(found) => {
-            // Without a store it is unknown to which store the file belongs.
-            let kept = stores::open(store).await.ok().and_then(|opened| opened.kept_in(Some(file)).state);
-            if let Some(Err(reason)) = kept.map(|kept| kept.check()) {
-                let found = format!("{shown} is of no use: {reason}");
-                return Finding::new("state file", Severity::Warning, found, "delete it: the agent writes it anew");
-            }
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "file times are of the wall clock, and this one is only shown"
-            )]
-            let age = found.modified().ok().and_then(|time| time.elapsed().ok()).unwrap_or_default();
-            Finding::ok("state file", format!("{shown} is there, last written {} min ago", age.as_secs() / 60))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let fix =
-                "a boot while the store is away would wait for it; the agent writes it within a minute of its start";
-            note(format!("there is no {shown}"), fix)
-        }
-        Err(error) => note(format!("{shown} cannot be looked at: {error}"), "run doctor as the user of the agent"),
-    }
-}
-
-fn subnet_env(options: &Options) -> (Option<SubnetEnv>, Finding) {
-    let path = options.subnet_file.display();
-    match SubnetEnv::read(&options.subnet_file) {
-        Ok(Some(env)) if env.mtu.is_some() && !env.subnets.is_empty() => {
-            let found = format!("{path} is there and complete");
-            (Some(env), Finding::ok("subnet file", found))
-        }
-        Ok(Some(_)) => {
-            let fix = "delete it: the agent writes it anew when it starts";
-            (None, Finding::new("subnet file", Severity::Warning, format!("{path} is not complete"), fix))
-        }
-        Ok(None) => {
-            let fix = "pods cannot be attached before the agent has written it: see flanneld status";
-            (None, Finding::new("subnet file", Severity::Note, format!("there is no {path}"), fix))
-        }
-        Err(error) => (None, Finding::new("subnet file", Severity::Warning, chain(&error), "make it readable")),
     }
 }

@@ -21,7 +21,7 @@ pub(crate) fn texts(variables: impl IntoIterator<Item = (OsString, OsString)>) -
         match (name.into_string(), value.into_string()) {
             (Ok(name), Ok(value)) => texts.push((name, value)),
             _ if shown.starts_with(PREFIX) => {
-                warnings.push(format!("the environment variable {shown} is not UTF-8 and is ignored: give text"));
+                warnings.push(format!("the environment variable {shown} is not UTF-8 and is ignored"));
             }
             _ => {}
         }
@@ -43,7 +43,7 @@ pub(crate) fn overlay(
         let Some(flag) = flag else {
             let near = near(rest, FLAGS.iter().map(|flag| flag.name)).and_then(find);
             let hint = near.map(|flag| format!("; did you mean {}?", variable(flag.name))).unwrap_or_default();
-            warnings.push(format!("the environment variable {name} is no flag's and is ignored{hint}"));
+            warnings.push(format!("the environment variable {name} is unknown and ignored{hint}"));
             continue;
         };
         if !value.is_empty() && !values.is_given(flag.name) {

@@ -13,7 +13,7 @@ use flannel_firewall_iptables::Iptables;
 use flannel_firewall_nft::Nft;
 use tokio::sync::watch;
 
-use crate::options::{FirewallOptions, PortGuard};
+use crate::options::{FirewallOptions, Options, PortGuard};
 
 /// The kernel's VXLAN port where none is configured.
 const VXLAN_PORT: u16 = 8472;
@@ -46,6 +46,24 @@ impl Keeper {
         keeping.on_state = Arc::new(move |new| drop(state.send_replace(new)));
         keep(&handle, &*tool, keeping).await
     }
+}
+
+/// Checks that the tool of this configuration is installed.
+pub(crate) fn check_tool(config: &NetworkConfig) -> Result<(), FirewallError> {
+    if config.enable_nftables { Nft::check_program() } else { Iptables::check_programs(config.networks.families()) }
+}
+
+/// Runs the tool of this configuration, which only reads.
+pub(crate) async fn try_tool(options: &Options, config: &NetworkConfig) -> Result<(), FirewallError> {
+    check_tool(config)?;
+    let networks = config.networks.map(|_, network| network.prefix);
+    // The rules themselves do not matter; the own subnet may be unknown.
+    let mut rules = Rules::new(options.overlay.clone(), &networks, &networks);
+    rules.masquerade = options.firewall.masquerade;
+    rules.forward = options.firewall.forward;
+    let [nft, iptables] = all()?;
+    let tool = if config.enable_nftables { nft } else { iptables };
+    tool.check(&rules).await.map(drop)
 }
 
 /// Returns the port that only peers may send to, if this configuration has one.

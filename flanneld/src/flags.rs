@@ -205,7 +205,7 @@ fn near_flag(name: &str) -> Option<&'static str> {
 pub(crate) fn near(word: &str, names: impl Iterator<Item = &'static str>) -> Option<&'static str> {
     let folded = |text: &str| text.to_ascii_lowercase().replace('_', "-");
     let word = folded(word);
-    let (distance, name) = names.map(|name| (distance(&word, name), name)).min()?;
+    let (distance, name) = names.map(|name| (distance(&word, &folded(name)), name)).min()?;
     (distance <= 1 + word.len() / 5).then_some(name)
 }
 

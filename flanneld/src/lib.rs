@@ -3,13 +3,16 @@
 mod agent;
 mod assemble;
 mod blackhole;
+mod certificates;
 mod cleanup;
 mod client;
 mod cni;
 mod commands;
 mod condition;
+mod config_keys;
 mod connections;
 mod credentials;
+mod directories;
 mod doctor;
 mod env;
 mod firewall;
@@ -27,6 +30,7 @@ mod options;
 mod other_agents;
 mod peers;
 mod privileges;
+mod processes;
 mod serve;
 mod signals;
 mod status;
@@ -91,7 +95,7 @@ fn start() -> Result<u8, UsageError> {
         ["peers"] => commands::peers(&options),
         ["plan"] => commands::plan(&options),
         ["explain", peer] => commands::explain(&options, peer),
-        ["doctor"] => commands::doctor(&options),
+        ["doctor"] => commands::doctor(&options, &warnings),
         ["cleanup"] => commands::cleanup(&options),
         ["explain", ..] => {
             return Err(UsageError::Operands("explain takes one operand: a key or an address".to_owned()));

@@ -116,6 +116,14 @@ impl PortGuard {
 }
 
 impl FirewallOptions {
+    /// Returns the flag without whose rules pods must not be attached.
+    pub(crate) fn needed_for(&self, config: &NetworkConfig) -> Option<&'static str> {
+        match self.masquerade {
+            Some(_) => Some("-ip-masq"),
+            None => (self.guard == PortGuard::Peers && config.backend.kind == Vxlan::TYPE).then_some("-vxlan-guard"),
+        }
+    }
+
     fn read(values: &Values) -> Result<Self, UsageError> {
         let ports =
             if values.bool("ip-masq-fully-random-disable") { SourcePorts::Kernel } else { SourcePorts::FullyRandom };
@@ -350,7 +358,7 @@ fn public(values: &Values, family: Family) -> Result<Option<IpAddr>, UsageError>
         return Err(UsageError::value(name, text, format!("not an {family} address")));
     }
     if !is_public_unicast(addr) {
-        let problem = "not an address of one host that others can send to; give this host's";
+        let problem = "not a usable unicast address: give an address of this host";
         return Err(UsageError::value(name, text, problem));
     }
     Ok(Some(addr))
@@ -520,9 +528,9 @@ mod tests {
             ("-public-ip 1.2.3", ["-public-ip", "not an IP address"]),
             ("-public-ip fd00::1", ["-public-ip", "not an IPv4 address"]),
             ("-public-ipv6 1.2.3.4", ["-public-ipv6", "not an IPv6 address"]),
-            ("-public-ip 224.0.0.1", ["-public-ip", "not an address of one host"]),
-            ("-public-ip 0.0.0.0", ["-public-ip", "not an address of one host"]),
-            ("-public-ipv6 fe80::1", ["-public-ipv6", "not an address of one host"]),
+            ("-public-ip 224.0.0.1", ["-public-ip", "not a usable unicast address"]),
+            ("-public-ip 0.0.0.0", ["-public-ip", "not a usable unicast address"]),
+            ("-public-ipv6 fe80::1", ["-public-ipv6", "not a usable unicast address"]),
             ("-iface-can-reach nowhere", ["-iface-can-reach", "not an IP address"]),
             ("-iface a/b", ["-iface", "cannot be an interface name"]),
             ("-iface-regex eth(", ["-iface-regex", "unclosed group"]),

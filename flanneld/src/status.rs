@@ -18,6 +18,7 @@ pub(crate) use line::summary;
 #[derive(Debug, Serialize)]
 pub(crate) struct Document<'a> {
     version: &'static str,
+    pid: u32,
     overlay: &'a str,
     /// Whether the overlay is ready and the firewall's rules are in place.
     ready: bool,
@@ -75,6 +76,7 @@ impl<'a> Document<'a> {
         let kept = around.kept.as_ref();
         Self {
             version: env!("CARGO_PKG_VERSION"),
+            pid: std::process::id(),
             overlay: &around.overlay,
             ready: is_ready(status, firewall),
             now,

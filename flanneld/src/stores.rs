@@ -27,6 +27,8 @@ pub(crate) struct Opened {
     pub(crate) name: String,
     /// The state file that replaces the store while it is unavailable.
     pub(crate) state: Option<Arc<CachedSubnets>>,
+    /// The same store, for checks of its permissions.
+    pub(crate) etcd: Option<EtcdSubnets>,
     /// The store that writes the Node's condition NetworkUnavailable, if that is requested.
     pub(crate) condition: Option<KubeSubnets>,
 }
@@ -53,7 +55,7 @@ pub(crate) enum StoreError {
     #[error("-subnet-lease-ttl")]
     Ttl(#[from] LeaseTimeError),
     #[error(
-        "user and password would go to {0} in clear text: write https://, or give -etcd-allow-clear-text-credentials"
+        "user and password would be sent to {0} unencrypted: write https://, or give -etcd-allow-clear-text-credentials"
     )]
     ClearText(String),
     #[error(transparent)]
@@ -85,6 +87,7 @@ pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
                 addresses: Vec::new(),
                 name: format!("directory {}", dir.display()),
                 state: None,
+                etcd: None,
                 condition: None,
             })
         }
@@ -93,10 +96,11 @@ pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
             let ttl = flannel_subnet_etcd::Ttl::new(options.ttl)?;
             let subnets = EtcdSubnets::new(flannel_subnet_etcd::Config::clone(config).with_ttl(ttl))?;
             Ok(Opened {
-                subnets: Arc::new(subnets),
+                subnets: Arc::new(subnets.clone()),
                 addresses: config.endpoints.iter().filter_map(|endpoint| address(endpoint)).collect(),
                 name: format!("etcd {} under {}", config.endpoints.join(","), config.prefix),
                 state: None,
+                etcd: Some(subnets),
                 condition: None,
             })
         }
@@ -107,6 +111,7 @@ pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
                 addresses: address(&server).into_iter().collect(),
                 name: format!("Kubernetes {server} under {}", kube.prefix),
                 state: None,
+                etcd: None,
                 condition: kube.sets_condition.then_some(subnets),
             })
         }
@@ -133,7 +138,8 @@ pub(crate) fn out_of_reach(options: &StoreOptions, error: StoreError) -> Opened 
         Place::Etcd(_) => ThisNode::by_address(),
     };
     let subnets = Arc::new(OutOfReach { node, why: crate::chain(&error) });
-    Opened { subnets, addresses: Vec::new(), name: "out of reach".to_owned(), state: None, condition: None }
+    let name = "unavailable".to_owned();
+    Opened { subnets, addresses: Vec::new(), name, state: None, etcd: None, condition: None }
 }
 
 /// A store that is always unavailable, with the reason `why`.

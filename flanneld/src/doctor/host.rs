@@ -85,7 +85,6 @@ impl Host<'_> {
     pub(super) fn judge(&self, source: &dyn Source) -> Vec<Finding> {
         let mut findings = self.backend();
         findings.extend(self.networks());
-        findings.extend(self.change());
         findings.push(self.mtu());
         findings.extend(self.forwarding(source));
         findings.push(self.reverse_path(source));
@@ -130,11 +129,13 @@ impl Host<'_> {
             Family::V4 => "$.Network",
             Family::V6 => "$.IPv6Network",
         };
-        let fix = format!("write another {key} to the store, apart from the nodes' own networks; restart the agents");
+        let fix = format!(
+            "write another {key} to the store, which does not overlap the nodes' own networks; then restart the agents"
+        );
         let found = |severity, found: String| Finding::new("network", severity, found, fix.clone());
         let own = self.uplink.and_then(|uplink| Some((uplink, *uplink.addrs.get(family)?)));
         if let Some((uplink, addr)) = own.filter(|(_, addr)| network.contains(*addr)) {
-            let what = format!("{network} contains {addr} of {}: no node takes another for a peer", uplink.name);
+            let what = format!("{network} contains {addr} of {}: nodes do not accept each other as peers", uplink.name);
             return found(Severity::Error, what);
         }
         if let Some(gateway) =
@@ -146,10 +147,10 @@ impl Host<'_> {
         match connected.next() {
             Some(prefix) if prefix.covers(&network) && prefix != network => {
                 let what = format!("{network} lies in {prefix}, which this host is connected to");
-                found(Severity::Note, format!("{what}: right as long as no host there has an address in it"))
+                found(Severity::Note, format!("{what}: correct as long as no host there has an address in it"))
             }
             Some(prefix) => found(Severity::Warning, format!("{network} overlaps {prefix}, which is connected")),
-            None => Finding::ok("network", format!("{network} is apart from this host's own")),
+            None => Finding::ok("network", format!("{network} does not overlap host networks")),
         }
     }
 
@@ -165,8 +166,8 @@ impl Host<'_> {
         prefixes.filter(move |prefix| prefix.family() == family && !pods.is_some_and(|pods| pods.covers(prefix)))
     }
 
-    /// Compares the configuration with that of the running agent, which keeps the one it started with.
-    fn change(&self) -> Option<Finding> {
+    /// Compares the configuration with that of the last run, which is in `subnet.env`.
+    pub(super) fn change(&self) -> Option<Finding> {
         let (config, env) = (self.config?, self.env?);
         let (wanted, written) = (config.networks.map(|_, network| network.prefix), env.networks);
         let list = |networks: &Dual<Prefix>| {
@@ -175,12 +176,17 @@ impl Host<'_> {
         if wanted == written || written.is_empty() {
             return None;
         }
-        let found = format!("the store says {}, subnet.env {}", list(&wanted), list(&written));
-        Some(Finding::new("configuration", Severity::Warning, found, "restart the agent: it takes up the new network"))
+        let found = format!("the network in the store is {}, in subnet.env {}", list(&wanted), list(&written));
+        Some(Finding::new(
+            "configuration",
+            Severity::Warning,
+            found,
+            "restart the agent (systemctl restart flanneld): it then uses the new network",
+        ))
     }
 
     fn mtu(&self) -> Finding {
-        let Some(uplink) = self.uplink else { return Finding::ok("mtu", "not judged: there is no uplink") };
+        let Some(uplink) = self.uplink else { return Finding::ok("mtu", "not checked: there is no uplink") };
         let v6 = self.families().contains(&Family::V6);
         let overhead = match (self.runs(Vxlan::TYPE), self.runs(Udp::TYPE), v6) {
             (true, _, false) => 50,
@@ -193,17 +199,22 @@ impl Host<'_> {
         let least = if v6 { 1280 } else { 576 };
         if most < least {
             let fix = format!("ip link set {} mtu {} or more, on every node", uplink.name, least + overhead);
-            let found =
-                format!("{} has MTU {}: {most} is left for pods, {least} is the least", uplink.name, uplink.mtu);
+            let found = format!(
+                "{} has MTU {}: {most} bytes are left for pods, and {least} are needed",
+                uplink.name, uplink.mtu
+            );
             return Finding::new("mtu", Severity::Error, found, fix);
         }
         match self.env.and_then(|env| env.mtu) {
             Some(written) if written.0 > most => {
-                let fix = "restart the agent, then the pods: they keep the MTU they were made with";
-                let found = format!("subnet.env gives pods {written} bytes, {} carries {most}", uplink.name);
+                let fix = "restart the agent, then the pods, which keep the MTU that they were created with";
+                let found = format!(
+                    "subnet.env gives pods MTU {written}, and {} has room for {most}: large packets are lost",
+                    uplink.name
+                );
                 Finding::new("mtu", Severity::Error, found, fix)
             }
-            _ => Finding::ok("mtu", format!("{} has {}, pods get at most {most}", uplink.name, uplink.mtu)),
+            _ => Finding::ok("mtu", format!("{} has MTU {}, pods get at most {most}", uplink.name, uplink.mtu)),
         }
     }
 
@@ -215,8 +226,13 @@ impl Host<'_> {
             };
             match source.sysctl(name).as_deref() {
                 Some("0") | None => {
-                    let fix = format!("sysctl -w {key}=1, and keep it in /etc/sysctl.d/");
-                    Finding::new("forwarding", Severity::Error, format!("this host does not forward {family}"), fix)
+                    let fix = format!("sysctl -w {key}=1 (at boot: echo {key}=1 >/etc/sysctl.d/90-flannel.conf)");
+                    Finding::new(
+                        "forwarding",
+                        Severity::Error,
+                        format!("this host does not forward {family}: pods cannot reach other nodes"),
+                        fix,
+                    )
                 }
                 Some(_) => Finding::ok("forwarding", format!("{family} is forwarded")),
             }
@@ -236,10 +252,13 @@ impl Host<'_> {
             self.uplink.map(|uplink| uplink.name.as_str()).into_iter().chain(ours.map(|link| link.name.as_str()));
         let strict: Vec<&str> = names.filter(|name| all.max(read(name)) == 1).collect();
         if strict.is_empty() {
-            return Finding::ok("rp_filter", "no strict filter on the overlay's way");
+            return Finding::ok("rp_filter", "not strict on the devices of the overlay");
         }
-        let fix = format!("if packets vanish: sysctl -w net.ipv4.conf.{}.rp_filter=2 (loose), or 0", strict[0]);
-        let found = format!("strict reverse path filter on {}: drops packets that come another way", strict.join(", "));
+        let fix = format!("if packets are lost: sysctl -w net.ipv4.conf.{}.rp_filter=2 (loose), or 0", strict[0]);
+        let found = format!(
+            "strict reverse path filter on {}: it drops packets whose replies take another device",
+            strict.join(", ")
+        );
         Finding::new("rp_filter", Severity::Note, found, fix)
     }
 
@@ -256,8 +275,9 @@ impl Host<'_> {
                     Finding::new("bridge-nf", Severity::Note, found, format!("sysctl -w net.bridge.{name}=1"))
                 }
                 None => {
-                    let found = format!("there is no {name}: services do not work between pods on one bridge");
-                    let fix = "modprobe br_netfilter, and name it in /etc/modules-load.d/";
+                    let found = format!("{name} does not exist: services do not work between pods on one bridge");
+                    let fix =
+                        "modprobe br_netfilter (at boot: echo br_netfilter >/etc/modules-load.d/br_netfilter.conf)";
                     Finding::new("bridge-nf", Severity::Note, found, fix)
                 }
             }
@@ -270,7 +290,7 @@ impl Host<'_> {
         let udp = match Udp::new(config) {
             Ok(udp) => udp,
             Err(error) => {
-                let fix = "mend the network's configuration in the store";
+                let fix = "correct the network configuration in the store";
                 return vec![Finding::new("udp", Severity::Error, crate::chain(&error), fix)];
             }
         };
@@ -320,7 +340,7 @@ impl Host<'_> {
         let vxlan = match Vxlan::new(config) {
             Ok(vxlan) => vxlan,
             Err(error) => {
-                let fix = "mend the network's configuration in the store";
+                let fix = "correct the network configuration in the store";
                 return vec![Finding::new("vxlan", Severity::Error, crate::chain(&error), fix)];
             }
         };
@@ -337,20 +357,23 @@ impl Host<'_> {
                 () if seen.vni == vni && flannels => Finding::new(
                     "vxlan",
                     Severity::Note,
-                    format!("{} is another flannel's, or was made by hand", link.name),
-                    "nothing, if it is Go flannel's: the agent takes it over",
+                    format!("{} belongs to another flannel, or was created by hand", link.name),
+                    "nothing, if it is Go flannel's: the agent adopts it".to_owned(),
                 ),
                 () if seen.vni == vni && same_port => Finding::new(
                     "vxlan",
                     Severity::Error,
-                    format!("{} has VNI {vni} on port {port}: ours cannot be made beside it", link.name),
+                    format!(
+                        "{} has VNI {vni} on port {port}: this overlay cannot create its device beside it",
+                        link.name
+                    ),
                     format!("ip link delete {}, or set another $.Backend.VNI on all nodes", link.name),
                 ),
                 () if same_port => Finding::new(
                     "vxlan",
                     Severity::Note,
                     format!("{} (VNI {}) uses port {port} too", link.name, seen.vni),
-                    "nothing, unless it belongs to another CNI plug-in that should be gone",
+                    format!("nothing, unless a removed CNI plug-in left it: ip link delete {}", link.name),
                 ),
                 () => continue,
             };
@@ -362,7 +385,7 @@ impl Host<'_> {
         findings.push(Finding::new(
             "checksums",
             Severity::Note,
-            "some network cards spoil checksums of encapsulated packets",
+            "some network cards compute wrong checksums for encapsulated packets",
             format!("if TCP between nodes hangs while ping works: ethtool -K flannel.{vni} tx-checksum-ip-generic off"),
         ));
         findings
@@ -385,7 +408,7 @@ fn network_daemons(source: &dyn Source) -> Vec<Finding> {
         findings.push(Finding::new(
             "daemons",
             Severity::Note,
-            "systemd-networkd runs: it flushes routes it does not know when it is restarted",
+            "systemd-networkd runs: when it restarts, it deletes routes of other programs",
             "in /etc/systemd/networkd.conf: [Network] ManageForeignRoutes=no ManageForeignRoutingPolicyRules=no",
         ));
     }
@@ -396,17 +419,22 @@ fn network_daemons(source: &dyn Source) -> Vec<Finding> {
 }
 
 fn clock(source: &dyn Source) -> Finding {
-    let fix = "install and start chrony or systemd-timesyncd";
+    let fix = "apt install chrony, or: systemctl enable --now systemd-timesyncd";
     if source.wall_clock() < LONG_AGO {
-        let found = "the clock is wrong by years: certificates and leases are judged by it";
+        let found = "the clock is wrong by years: certificates and saved leases are checked against it";
         return Finding::new("clock", Severity::Error, found, fix);
     }
     let daemons = ["chronyd", "ntpd", "ptp4l", "openntpd"];
     let programs = source.programs();
     if source.is_synchronized() || daemons.iter().any(|name| programs.contains(*name)) {
-        return Finding::ok("clock", "kept right");
+        return Finding::ok("clock", "synchronised");
     }
-    Finding::new("clock", Severity::Note, "nothing seems to keep the clock right", fix)
+    Finding::new(
+        "clock",
+        Severity::Note,
+        "no time synchronisation found: certificates are checked against the clock",
+        fix,
+    )
 }
 
 #[cfg(test)]
@@ -546,10 +574,11 @@ mod tests {
             env.mtu = Some(Mtu(1450));
             let overlay = OverlayName::default();
             let (config, uplink, env) = (Some(&config), Some(&uplink), Some(&env));
-            Host { overlay: &overlay, config, facts: &facts, uplink, env }.judge(&Said::default())
+            let host = Host { overlay: &overlay, config, facts: &facts, uplink, env };
+            host.judge(&Said::default()).into_iter().chain(host.change()).collect::<Vec<_>>()
         };
         for (network, severity, part) in [
-            ("10.5.0.0/16", Severity::Ok, "apart"),
+            ("10.5.0.0/16", Severity::Ok, "does not overlap"),
             ("192.0.0.0/16", Severity::Error, "192.0.2.77 of eth0"),
             ("192.0.2.0/27", Severity::Warning, "192.0.2.1, the gateway"),
             ("192.0.2.32/27", Severity::Note, "lies in 192.0.2.0/25"),

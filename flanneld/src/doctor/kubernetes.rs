@@ -20,8 +20,13 @@ pub(super) async fn ask(options: &StoreOptions) -> Vec<Finding> {
     match timeout(PATIENCE, store.check()).await {
         Ok(checks) => checks.into_iter().map(finding).collect(),
         Err(_) => {
-            let found = format!("the API server did not answer everything within {PATIENCE:?}");
-            vec![Finding::new("api server", Severity::Error, found, "check that it runs, and the way to it")]
+            let found = format!("the API server did not answer all requests within {PATIENCE:?}");
+            vec![Finding::new(
+                "api server",
+                Severity::Error,
+                found,
+                "check that it is running and reachable: kubectl get --raw /readyz",
+            )]
         }
     }
 }

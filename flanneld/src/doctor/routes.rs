@@ -23,13 +23,15 @@ pub(super) fn judge(
     let routes = by_hand(config, uplink.name.as_str(), seen);
     let nobodys = routes.filter_map(|(prefix, way)| (!leased.contains(&prefix)).then_some(way));
     let finding = |way: String| {
-        let found = format!("{way} leads to a subnet that no node has: as left by Go flannel");
-        let fix = format!("unless somebody else needs it: ip route delete {way}");
+        let found = format!(
+            "{way} leads to a subnet that no node has; Go flannel leaves such routes, and a later node with it is unreachable"
+        );
+        let fix = format!("unless another program needs it: ip route delete {way}");
         Finding::new("routes", Severity::Warning, found, fix)
     };
     let findings: Vec<_> = nobodys.map(finding).collect();
     if findings.is_empty() {
-        return vec![Finding::ok("routes", "none through the uplink to a subnet that no node has")];
+        return vec![Finding::ok("routes", "no route through the uplink leads to a subnet that no node has")];
     }
     findings
 }
@@ -84,7 +86,7 @@ mod tests {
             let findings = judge(&config, &leased, &uplink, seen);
             findings.into_iter().filter_map(|finding| finding.fix).collect::<Vec<_>>()
         };
-        let wanted = "unless somebody else needs it: ip route delete 10.5.1.0/24 via 192.168.0.9 dev eth0";
+        let wanted = "unless another program needs it: ip route delete 10.5.1.0/24 via 192.168.0.9 dev eth0";
         assert_eq!(fixes(&seen), [wanted]);
         seen.pop_first();
         assert!(fixes(&seen).is_empty());

@@ -27,7 +27,7 @@ fn a_bad_command_line_exits_with_2_and_names_the_flag() {
         (&["-iface-regex=eth("], "unclosed group"),
         (&["-kube-subnet-mgr"], "set NODE_NAME"),
         (&["-kube-subnet-mgr", "-subnet-dir=/d"], "not both"),
-        (&["-public-ip=224.0.0.1"], "not an address of one host"),
+        (&["-public-ip=224.0.0.1"], "not a usable unicast address"),
         (&["-etcd-endpoints=http://a b:1"], "invalid value \"…\" for -etcd-endpoints"),
         (&["-etcd-endpoints=http://a:2379,https://b:2379"], "one scheme"),
         (&["statsu"], "unknown command \"statsu\" (did you mean status?)"),
@@ -114,22 +114,48 @@ fn a_network_config_that_cannot_be_ends_the_agent_and_names_its_place() {
 fn a_place_that_cannot_be_used_ends_the_agent_before_anything_is_touched() {
     let site = Site::new(1, VXLAN);
     fs::write(site.path("file"), "").unwrap();
-    let under_file = site.path("file/subnet.env").display().to_string();
-    let directory = site.dir.path().display().to_string();
-    let nowhere = site.path("nowhere").display().to_string();
-    for (args, part) in [
-        (["-subnet-file", under_file.as_str()], "choose another -subnet-file"),
-        (["-subnet-file", directory.as_str()], "choose another -subnet-file"),
-        (["-subnet-dir", nowhere.as_str()], "nowhere"),
-        (["-healthz-ip", "192.0.2.77"], "listening on 192.0.2.77:8081"),
-        (["-metrics-port", "8081"], "listening on 127.0.0.1:8081"),
+    fs::create_dir(site.path("theirs")).unwrap();
+    std::os::unix::fs::chown(site.path("theirs"), Some(65534), None).unwrap();
+    let path = |name: &str| site.path(name).display().to_string();
+    let (nowhere, theirs) = (format!("mkdir -p {}", path("nope")), format!("chown 0 {}", path("theirs")));
+    let etcd = ["-etcd-endpoints=http://192.0.2.1:2379".to_owned()];
+    let embedded = site.args(1)[..1].to_vec();
+    let before = files(&site);
+    for (store, flag, value, parts) in [
+        (&embedded[..], "subnet-file", path("file/subnet.env"), ["is not a directory", "correct the path"]),
+        (&embedded, "subnet-file", path(""), ["is a directory", "give the path of a file"]),
+        (&embedded, "subnet-file", path("nope/deep/subnet.env"), ["does not exist", "mkdir -p"]),
+        (&embedded, "subnet-file", path("theirs/subnet.env"), ["cannot write", &theirs]),
+        (&etcd, "state-file", path("nope/state"), ["does not exist", &nowhere]),
+        (&etcd, "state-file", path("file/state"), ["is not a directory", "correct the path"]),
+        (&etcd, "state-file", path("theirs/state"), ["cannot write", &theirs]),
+        (&embedded, "cni-bin-dir", path("nope"), ["does not exist", &nowhere]),
+        (&embedded, "cni-conf-dir", path("nope"), ["does not exist", &nowhere]),
+        (&embedded, "cni-conf-dir", path("file"), ["is not a directory", "correct the path"]),
+        (&[], "subnet-dir", path("nope"), ["no such directory", "mkdir -p"]),
+        (&[], "subnet-dir", path("file"), ["not a directory", "name another path"]),
+        (&embedded, "healthz-ip", "192.0.2.77".to_owned(), ["listening on 192.0.2.77:8081", "-healthz-ip"]),
+        (&embedded, "metrics-port", "8081".to_owned(), ["listening on 127.0.0.1:8081", "-metrics-port"]),
     ] {
-        let told = site.run(1, &args);
+        let own = ["-healthz-port=8081".to_owned(), format!("-subnet-file={}", site.subnet_file(1).display())];
+        let args = [store.to_vec(), own.to_vec(), vec![format!("-{flag}={value}")]].concat();
+        let told = run(site.ns(1), &args);
         assert_eq!(told.code, Some(1), "{args:?}: {told:?}");
-        assert!(told.err.contains(part), "{args:?}: {}", told.err);
+        for part in parts {
+            assert!(told.error().contains(part), "{args:?}: {part} is not in {}", told.err);
+        }
         assert!(site.ns(1).link("flannel.1").is_err());
+        assert_eq!(files(&site), before, "{args:?} left something behind");
     }
-    assert_eq!(fs::read_dir(site.path("store/leases")).map(Iterator::count).unwrap_or_default(), 0);
+}
+
+/// All files and directories of a site, but for the embedded store's own directory of leases.
+fn files(site: &Site) -> Vec<String> {
+    let found = Command::new("find").arg(site.dir.path()).output().unwrap();
+    let mut found: Vec<_> = String::from_utf8(found.stdout).unwrap().lines().map(str::to_owned).collect();
+    found.retain(|path| !path.ends_with("/store/leases"));
+    found.sort();
+    found
 }
 
 #[test]

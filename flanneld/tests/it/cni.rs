@@ -12,6 +12,7 @@ fn plugin_and_configuration_are_installed_kept_and_removed() {
     let config = fs::read(site.path("store/config.json")).unwrap();
     fs::remove_file(site.path("store/config.json")).unwrap();
     fs::write(site.path("plugin"), "the plug-in").unwrap();
+    ["bin", "net.d"].iter().for_each(|name| fs::create_dir(site.path(name)).unwrap());
     let flag = |name: &str, place: &str| format!("-{name}={}", site.path(place).display());
     let flags = [flag("cni-bin-dir", "bin"), flag("cni-plugin", "plugin"), flag("cni-conf-dir", "net.d")];
     let flags = flags.each_ref().map(String::as_str);

@@ -78,7 +78,6 @@ const CALLS: [&str; 5] = ["sendto", "writev", "fsync", "rename", "unlink"];
 fn killed_at_any_call_that_changes_something_the_next_start_converges_and_nothing_leaks() {
     let cluster = Cluster::new(2, VXLAN);
     let _two = cluster.start(2, &["-state-file="]).ready();
-    fs::create_dir(cluster.site.subnet_file(1).parent().unwrap()).unwrap();
     let base = seen(&cluster);
     let flags = ["-iptables-forward-rules=false"];
     let mut killed = 0;

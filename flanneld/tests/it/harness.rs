@@ -36,6 +36,8 @@ impl Site {
         let dir = testkit::memory_dir().unwrap();
         fs::create_dir(dir.path().join("store")).unwrap();
         fs::write(dir.path().join("store/config.json"), config).unwrap();
+        // The agent creates no directory that a flag names.
+        (1..=nodes).for_each(|nth| fs::create_dir(dir.path().join(format!("run{nth}"))).unwrap());
         Self { underlay, dir }
     }
 

@@ -9,6 +9,7 @@ mod cni;
 mod commands;
 mod crash;
 mod crowd;
+mod doctor;
 mod etcd;
 mod filter;
 mod go_flannel;

@@ -20,7 +20,6 @@ const ROUTE: &str = "10.77.1.0/24";
 fn exposed(site: &Site) -> std::path::PathBuf {
     fs::set_permissions(site.dir.path(), Permissions::from_mode(0o755)).unwrap();
     let file = site.subnet_file(1);
-    fs::create_dir(file.parent().unwrap()).unwrap();
     fs::set_permissions(file.parent().unwrap(), Permissions::from_mode(0o1777)).unwrap();
     let route = Route::to(ROUTE.parse().unwrap()).via([10, 89, 0, 1].into()).dev("eth0").protocol(201);
     site.ns(1).add_route(&route).unwrap();

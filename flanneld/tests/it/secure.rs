@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use etcd_client::{Permission, PermissionType};
 use nix::sys::signal::Signal;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, date_time_ymd,
+};
 
 use crate::harness::{Agent, Site, VXLAN, bare, command, owned};
 use crate::store::Cluster;
@@ -28,7 +30,13 @@ impl Pki {
     }
 
     fn issue(&self, file: &str, name: &str) {
+        self.issue_until(file, name, 2100);
+    }
+
+    fn issue_until(&self, file: &str, name: &str, year: i32) {
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.not_before = date_time_ymd(2000, 1, 1);
+        params.not_after = date_time_ymd(year, 1, 1);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.authority).unwrap();
@@ -99,6 +107,83 @@ fn an_agent_trusts_the_authority_it_is_given_and_shows_its_certificate() {
     let mut missing = start(&cluster, &[flag(&cluster, "cafile", "nowhere.pem"), "-etcd-username=node".to_owned()]);
     assert_eq!(missing.wait(), Some(1), "{}", missing.log());
     assert!(missing.log().contains("nowhere.pem"), "{}", missing.log());
+}
+
+#[test]
+fn certificates_that_cannot_work_are_found_by_doctor_and_named_by_the_agent() {
+    let cluster = cluster(Clients::Known);
+    let pki = Pki::new(cluster.site.dir.path(), "second.pem");
+    pki.issue_until("expired", "node", 2001);
+    let v1 = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/files");
+    for file in ["v1.crt", "v1.key"] {
+        fs::copy(v1.join(file), cluster.site.path(file)).unwrap();
+    }
+    let flags = |file: &str| {
+        let files = [("cafile", "ca.pem"), ("certfile", &format!("{file}.crt")), ("keyfile", &format!("{file}.key"))];
+        [owned(&["-etcd-username=node"]), files.map(|(name, file)| flag(&cluster, name, file)).to_vec()].concat()
+    };
+    let doctor = |file: &str| {
+        let more = owned(&["-etcd-endpoints=https://10.89.0.1:2379", "-etcd-password=x", "doctor"]);
+        crate::harness::run(cluster.ns(1), &[cluster.args(1), more, flags(file)].concat())
+    };
+    let parts = ["-etcd-certfile", "v1.crt", "version 1", "openssl x509 -req", "-extfile"];
+    let mut agent = start(&cluster, &flags("v1"));
+    assert_eq!(agent.wait(), Some(1), "{}", agent.log());
+    let report = doctor("v1");
+    assert_eq!(report.code, Some(1), "{report:?}");
+    for part in parts {
+        assert!(agent.log().contains(part) && report.out.contains(part), "{part}: {}{}", agent.log(), report.out);
+    }
+
+    let agent = start(&cluster, &flags("expired"));
+    agent.until("warned", || agent.log().contains("expired at Jan"));
+    let report = doctor("expired");
+    assert_eq!(report.code, Some(1), "{report:?}");
+    for part in ["-etcd-certfile", "expired.crt", "expired at Jan", "openssl x509 -in"] {
+        assert!(report.out.contains(part), "{part} is not in {}", report.out);
+    }
+    assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
+    let report = doctor("client");
+    assert!(!report.out.contains("certificates"), "{}", report.out);
+}
+
+#[test]
+fn the_wrong_scheme_is_named_by_doctor_and_by_the_agent() {
+    let tls = cluster(Clients::Any);
+    let clear = Cluster::new(1, VXLAN);
+    let ca = flag(&tls, "cafile", "ca.pem");
+    for (cluster, endpoint, more, part) in [
+        (&tls, "-etcd-endpoints=http://10.89.0.1:2379", None, "serves TLS: write https://"),
+        (&clear, "-etcd-endpoints=https://10.89.0.1:2379", Some(ca.as_str()), "serves no TLS: write http://"),
+    ] {
+        let flags = [Some(endpoint), more].into_iter().flatten().collect::<Vec<_>>();
+        let report = cluster.run(1, &[&["doctor"], flags.as_slice()].concat());
+        assert_eq!(report.code, Some(1), "{report:?}");
+        let agent = cluster.start(1, &flags);
+        agent.until("told the remedy", || agent.log().contains(part));
+        assert!(report.out.contains(part), "{}", report.out);
+        agent.end(Signal::SIGTERM);
+    }
+}
+
+#[test]
+fn a_certificate_for_another_name_is_named_with_the_names_it_has() {
+    let site = Site::new(1, "{}");
+    let pki = Pki::new(site.dir.path(), "ca.pem");
+    pki.issue("server", "etcd.example");
+    let file = |name: &str| site.path(name).display().to_string();
+    let etcd = vec![
+        "--listen-client-urls=https://0.0.0.0:2379,http://127.0.0.1:2381".to_owned(),
+        format!("--cert-file={}", file("server.crt")),
+        format!("--key-file={}", file("server.key")),
+    ];
+    let cluster = Cluster::with_flags(site, VXLAN, etcd);
+    let ca = flag(&cluster, "cafile", "ca.pem");
+    let report = cluster.run(1, &["doctor", "-etcd-endpoints=https://10.89.0.1:2379", &ca]);
+    assert_eq!(report.code, Some(1), "{report:?}");
+    for part in ["10.89.0.1", "etcd.example", "subjectAltName"] {
+        assert!(report.out.contains(part), "{part} is not in {}", report.out);
+    }
 }
 
 #[test]

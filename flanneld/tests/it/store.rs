@@ -40,7 +40,6 @@ impl Cluster {
         let cluster = Self::new(nodes, config);
         for nth in 1..=nodes {
             let file = cluster.site.subnet_file(nth);
-            fs::create_dir(file.parent().unwrap()).unwrap();
             fs::write(file, format!("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.{nth}.1/24\n")).unwrap();
         }
         cluster
