@@ -23,7 +23,7 @@ pub struct NetworkConfig {
     /// The backend and its settings.
     pub backend: BackendConfig,
     /// The keys that flannel does not define. They have no effect; most are misspelt.
-    pub ignored: Object,
+    pub ignored: Box<Object>,
 }
 
 /// One family's network.
@@ -152,7 +152,7 @@ impl NetworkConfig {
         }
         let mut ignored = document;
         NetworkConfig::KEYS.iter().for_each(|key| ignored.remove(key));
-        Ok(Self { networks, enable_nftables: keys.enable_nftables, backend: keys.backend, ignored })
+        Ok(Self { networks, enable_nftables: keys.enable_nftables, backend: keys.backend, ignored: Box::new(ignored) })
     }
 
     /// Returns whether an agent started with one configuration can continue with the other: the same networks, and the

@@ -503,7 +503,7 @@ fn network(families: Families, first: u16, count: u16) -> NetworkConfig {
         Network { prefix: network, pool: Some(Pool { len, min: min.addr(), max }) }
     });
     let backend = BackendConfig::new("vxlan");
-    NetworkConfig { networks, enable_nftables: false, backend, ignored: Object::new("$") }
+    NetworkConfig { networks, enable_nftables: false, backend, ignored: Box::new(Object::new("$")) }
 }
 
 fn subnets(families: Families, n: u16) -> Dual<Prefix> {
