@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::{ConfigError, NetworkConfig};
-use crate::kernel::{Device, HostFacts, LinkName, OverlayName, PeerState, RouteSlot, Scope, State};
+use crate::kernel::{Device, HostFacts, LinkName, LinkNames, OverlayName, PeerState, RouteSlot, Scope, State};
 use crate::lease::{Lease, LeaseAttrs};
 use crate::net::{Dual, Family, MacAddr, Mtu, Prefix};
 use crate::subnet::NodeIdentity;
@@ -88,6 +88,7 @@ impl LocalNode {
             devices: backend.devices(self),
             slots,
             uplink: Some(context.uplink.index),
+            names: LinkNames::default(),
         }
     }
 }

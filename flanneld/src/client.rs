@@ -4,6 +4,8 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use crate::output::Format;
+
 /// Longer than the agent needs for any answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// More than the size of any answer of an agent, in bytes.
@@ -11,19 +13,30 @@ const MOST: u64 = 64 << 20;
 
 /// Text for people, as a value of the `Accept` header.
 pub(crate) const TEXT: &str = "text/plain";
+/// The same with all columns.
+pub(crate) const WIDE: &str = "text/plain; columns=all";
 /// JSON for programs.
 pub(crate) const JSON: &str = "application/json";
+
+/// Returns the value of the `Accept` header for a format.
+pub(crate) fn accepting(format: Format) -> &'static str {
+    match format {
+        Format::Table => TEXT,
+        Format::Wide => WIDE,
+        Format::Json => JSON,
+    }
+}
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
-    #[error("the agent is not reached at {addr}: is it running, with the same -metrics-ip and -metrics-port?")]
+    #[error("the agent was not reached at {addr}: check that it runs with the same -metrics-ip and -metrics-port")]
     Unreachable {
         addr: SocketAddr,
         #[source]
         source: io::Error,
     },
-    #[error("what answers at {0} is not flanneld")]
+    #[error("another program than flanneld answers at {0}: check -metrics-ip and -metrics-port")]
     NotOurs(SocketAddr),
     #[error("{0}")]
     Refused(String),
@@ -38,7 +51,7 @@ pub(crate) fn is_ready(addr: SocketAddr) -> Result<bool, ClientError> {
     }
 }
 
-/// Requests `path` and returns its body, in the format `accept` ([`TEXT`], [`JSON`]) if the page has several.
+/// Requests `path` and returns its body, in the format `accept` ([`TEXT`], [`WIDE`], [`JSON`]) if the page has several.
 pub(crate) fn ask(addr: SocketAddr, path: &str, accept: &str) -> Result<String, ClientError> {
     let addr = reachable(addr);
     let answer = exchange(addr, path, accept).map_err(|source| ClientError::Unreachable { addr, source })?;
@@ -46,7 +59,7 @@ pub(crate) fn ask(addr: SocketAddr, path: &str, accept: &str) -> Result<String, 
     let code = head.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)).ok_or(ClientError::NotOurs(addr))?;
     match code {
         "200" => Ok(body.to_owned()),
-        "404" | "503" if !body.is_empty() => Err(ClientError::Refused(body.trim_end().to_owned())),
+        "400" | "404" | "503" if !body.is_empty() => Err(ClientError::Refused(body.trim_end().to_owned())),
         _ => Err(ClientError::NotOurs(addr)),
     }
 }

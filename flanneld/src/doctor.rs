@@ -80,6 +80,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<8} {:<14} FINDING", "LEVEL", "CHECK")?;
         for Finding { check, severity, found, fix } in &self.findings {
             let severity = match severity {
                 Severity::Ok => "ok",

@@ -3,8 +3,8 @@
 
 use std::ffi::OsString;
 
-use crate::flag_table::FLAGS;
-use crate::flags::{UsageError, Values, find, near};
+use crate::flag_table::{find, flags};
+use crate::flags::{UsageError, Values, near};
 
 const PREFIX: &str = "FLANNELD_";
 
@@ -39,9 +39,9 @@ pub(crate) fn overlay(
     let mut warnings = Vec::new();
     for (name, value) in variables {
         let Some(rest) = name.strip_prefix(PREFIX) else { continue };
-        let flag = FLAGS.iter().find(|flag| variable(flag.name) == name);
+        let flag = flags().find(|flag| variable(flag.name) == name);
         let Some(flag) = flag else {
-            let near = near(rest, FLAGS.iter().map(|flag| flag.name)).and_then(find);
+            let near = near(rest, flags().map(|flag| flag.name)).and_then(find);
             let hint = near.map(|flag| format!("; did you mean {}?", variable(flag.name))).unwrap_or_default();
             warnings.push(format!("the environment variable {name} is unknown and ignored{hint}"));
             continue;

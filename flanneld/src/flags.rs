@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fmt::Write as _;
 
-use crate::flag_table::{FLAGS, Flag, Kind};
+use crate::command_table::{COMMANDS, Command};
+use crate::flag_table::{self, Flag, Kind, find, flags};
 
 /// The parsed command line.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -35,10 +35,15 @@ pub(crate) enum UsageError {
     NoValue(&'static str),
     #[error("invalid value {value:?} for {place}: {problem}")]
     Value { place: String, value: String, problem: String },
-    #[error("unknown command {word:?}{}; commands: {}", suggestion(near), crate::COMMANDS.join(", "))]
+    #[error("unknown command {word:?}{}; commands: {}", suggestion(near), names(COMMANDS.iter()))]
     Command { word: String, near: Option<&'static str> },
+    #[error("{}", operands(.0))]
+    Operands(&'static Command),
+    #[error("-{0} takes no value after a space: use -{0} or -{0}={1}")]
+    SwitchValue(&'static str, &'static str),
+    /// Arguments that exclude or need each other; the text says what to write.
     #[error("{0}")]
-    Operands(String),
+    Combination(String),
 }
 
 impl UsageError {
@@ -46,6 +51,18 @@ impl UsageError {
     pub(crate) fn value(name: &str, value: &str, problem: impl ToString) -> Self {
         Self::Value { place: place(name), value: value.to_owned(), problem: problem.to_string() }
     }
+}
+
+fn operands(command: &Command) -> String {
+    match command.operand {
+        "" => format!("{} takes no operands", command.name),
+        operand => format!("{} takes one operand: {operand}; see flanneld help {0}", command.name),
+    }
+}
+
+/// Returns the names of commands, separated by commas.
+fn names<'a>(commands: impl Iterator<Item = &'a Command>) -> String {
+    commands.map(|command| command.name).collect::<Vec<_>>().join(", ")
 }
 
 fn place(name: &str) -> String {
@@ -59,7 +76,7 @@ fn suggestion(near: &Option<&'static str>) -> String {
 /// Parses arguments as Go's package `flag` does, but continues after the first argument that is not a flag. These
 /// arguments are a command and its operands; flags may follow each of them.
 pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Line, UsageError> {
-    let mut args = args.into_iter();
+    let mut args = args.into_iter().peekable();
     let mut line = Line::default();
     let mut only_words = false;
     while let Some(arg) = args.next() {
@@ -88,12 +105,40 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Line, Usag
         };
         let value = match (value, flag.kind) {
             (Some(value), _) => value,
-            (None, Kind::Bool) => "true".to_owned(),
+            (None, Kind::Bool) => {
+                // Without a command before it, such a word cannot be meant as an operand.
+                let next = args.peek().filter(|_| line.words.is_empty());
+                if let Some(value) = next.and_then(|next| truth(next)) {
+                    return Err(UsageError::SwitchValue(flag.name, value));
+                }
+                "true".to_owned()
+            }
             (None, _) => args.next().ok_or(UsageError::NoValue(flag.name))?,
         };
         line.values.set(flag, value, &format!("flag -{}", flag.name))?;
     }
     Ok(line)
+}
+
+/// Returns an error if the line has a flag that belongs to other commands than this one.
+pub(crate) fn check_command(values: &Values, command: Option<&Command>) -> Result<(), UsageError> {
+    let is_taken = |flag: &&Flag| command.is_some_and(|command| command.flags.contains(&flag.name));
+    let mut given = flag_table::of_commands().filter(|flag| values.is_given(flag.name));
+    let Some(flag) = given.find(|flag| !is_taken(flag)) else { return Ok(()) };
+    let takers = names(COMMANDS.iter().filter(|command| command.flags.contains(&flag.name)));
+    Err(UsageError::Combination(match command {
+        Some(command) => format!("{} does not take -{}: only these commands do: {takers}", command.name, flag.name),
+        None => format!("-{} needs one of the commands {takers}", flag.name),
+    }))
+}
+
+/// Returns the value that a word means for a switch.
+fn truth(word: &str) -> Option<&'static str> {
+    match word.to_ascii_lowercase().as_str() {
+        "true" | "t" | "yes" | "y" | "on" | "1" => Some("true"),
+        "false" | "f" | "no" | "n" | "off" | "0" => Some("false"),
+        _ => None,
+    }
 }
 
 /// Returns the arguments as text. The error has only the argument's number, from 1: the text may be a secret.
@@ -112,14 +157,14 @@ impl Values {
     pub(crate) fn set(&mut self, flag: &Flag, value: String, place: &str) -> Result<(), UsageError> {
         let problem = match flag.kind {
             Kind::Bool if parse_bool(&value).is_none() => Some("not a boolean: write true or false"),
-            Kind::Int if parse_int(&value).is_none() => Some("not a whole number"),
-            Kind::Bool | Kind::Int | Kind::Text | Kind::List => None,
+            Kind::Int(_) if parse_int(&value).is_none() => Some("not a whole number"),
+            Kind::Bool | Kind::Int(_) | Kind::Text(_) | Kind::List(_) => None,
         };
         if let Some(problem) = problem {
             return Err(UsageError::Value { place: place.to_owned(), value, problem: problem.to_owned() });
         }
         let texts = self.0.entry(flag.name).or_default();
-        if flag.kind != Kind::List {
+        if !matches!(flag.kind, Kind::List(_)) {
             texts.clear();
         }
         texts.push(value);
@@ -165,44 +210,14 @@ impl Values {
     }
 }
 
-/// Returns the usage in Go's format.
-pub(crate) fn usage() -> String {
-    let mut text = String::from(
-        "Usage: flanneld [flags] [command]\n\nWithout a command the agent runs. Commands:\n\
-         \x20 status        what the running agent does, as a table (-json: as JSON)\n\
-         \x20 peers         which peers the running agent has, as a table (-json: as JSON)\n\
-         \x20 plan          what a start would change, and what would wait; nothing is touched (-json: as JSON)\n\
-         \x20 explain PEER  why a peer is, or is not, programmed: by key, subnet address or public address\n\
-         \x20 doctor        what is wrong on this host, and how to mend it (-json: as JSON)\n\
-         \x20 cleanup       removes everything of this overlay from the host; the agent must not run\n\nFlags:\n",
-    );
-    for flag in FLAGS {
-        let kind = match flag.kind {
-            Kind::Bool => "",
-            Kind::Int => " int",
-            Kind::Text | Kind::List => " string",
-        };
-        let default = match (flag.kind, flag.default) {
-            (_, "" | "false" | "0") => String::new(),
-            (Kind::Text, default) => format!(" (default {default:?})"),
-            (_, default) => format!(" (default {default})"),
-        };
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "  -{}{kind}\n    \t{}{default}", flag.name, flag.help);
-    }
-    text
-}
-
-pub(crate) fn find(name: &str) -> Option<&'static Flag> {
-    FLAGS.iter().find(|flag| flag.name == name)
-}
-
 fn near_flag(name: &str) -> Option<&'static str> {
-    near(name, FLAGS.iter().map(|flag| flag.name))
+    near(name, flags().map(|flag| flag.name))
 }
 
-/// Returns the name closest to `word`, if it is close enough to be a likely intention.
+/// Returns the name closest to `word`, if it is close enough to be a likely intention. A single letter is close to
+/// none.
 pub(crate) fn near(word: &str, names: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+    let names = names.filter(|name| name.len() > 1 && word.len() > 1);
     let folded = |text: &str| text.to_ascii_lowercase().replace('_', "-");
     let word = folded(word);
     let (distance, name) = names.map(|name| (distance(&word, &folded(name)), name)).min()?;
@@ -298,8 +313,15 @@ mod tests {
             let name = text.trim_start_matches('-').split('=').next().unwrap();
             assert_eq!(line(text).unwrap().values.bool(name), value, "{text}");
         }
-        let two = line("-ip-masq false").unwrap();
-        assert_eq!((two.values.bool("ip-masq"), two.words.as_slice()), (true, &["false".to_owned()][..]));
+        for (text, hint) in
+            [("-ip-masq yes", "use -ip-masq or -ip-masq=true"), ("-v=2 -ip-masq False", "-ip-masq=false")]
+        {
+            let error = line(text).unwrap_err().to_string();
+            assert!(error.contains(hint), "{text}: {error}");
+        }
+        // After a command it may be an operand, and Go's syntax has a word end nothing but the flags.
+        assert_eq!(line("explain -json no").unwrap().words, ["explain", "no"]);
+        assert_eq!(line("-ip-masq status").unwrap().words, ["status"]);
         for text in ["-ip-masq=yes", "-ip-masq=", "-ip-masq=tRUE"] {
             let error = line(text).unwrap_err().to_string();
             assert!(error.contains("flag -ip-masq") && error.contains("boolean"), "{error}");
@@ -373,7 +395,9 @@ mod tests {
             assert!(error.contains(part), "{text}: {error}");
             assert!(!error.contains("=x"), "a value may be a secret: {error}");
         }
-        assert!(!line("-quux").unwrap_err().to_string().contains("did you mean"));
+        for text in ["-quux", "-x", "-vv"] {
+            assert!(!line(text).unwrap_err().to_string().contains("did you mean"), "{text}");
+        }
     }
 
     #[test]
@@ -388,8 +412,20 @@ mod tests {
             assert!(line(text).unwrap().help, "{text}");
         }
         assert!(line("-quux -h").is_err());
-        let usage = usage();
-        assert!(FLAGS.iter().all(|flag| usage.contains(&format!("  -{}", flag.name))));
+        assert_eq!(line("status -h").unwrap().words, ["status"]);
+    }
+
+    #[test]
+    fn a_flag_of_commands_is_an_error_where_it_has_no_effect_and_the_error_says_where_it_has_one() {
+        let check = |text: &str| {
+            let line = line(text).unwrap();
+            let command = line.words.first().and_then(|word| crate::command_table::find(word));
+            check_command(&line.values, command).map_err(|error| error.to_string())
+        };
+        assert_eq!(check("status -w -o json -v 2"), Ok(()));
+        assert_eq!(check("-ip-masq"), Ok(()));
+        assert_eq!(check("plan -w").unwrap_err(), "plan does not take -w: only these commands do: status, peers");
+        assert!(check("-o json").unwrap_err().starts_with("-o needs one of the commands status, peers, plan"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Checks of private parsers, for fuzz targets and property tests. Each panics if a property fails.
 
-use crate::flag_table::{FLAGS, Kind};
+use crate::flag_table::{Kind, flags};
 use crate::flags::{UsageError, Values, parse};
 use crate::options::Options;
 
@@ -29,10 +29,12 @@ fn read(args: Vec<String>, variables: &[(String, String)]) -> Result<Options, Us
 
 fn assert_reads_back(values: &Values) {
     let mut args = Vec::new();
-    for flag in FLAGS.iter().filter(|flag| values.is_given(flag.name)) {
+    for flag in flags().filter(|flag| values.is_given(flag.name)) {
         match flag.kind {
-            Kind::List => args.extend(values.texts(flag.name).iter().map(|text| format!("-{}={text}", flag.name))),
-            Kind::Bool | Kind::Int | Kind::Text => args.push(format!("--{}={}", flag.name, values.text(flag.name))),
+            Kind::List(_) => args.extend(values.texts(flag.name).iter().map(|text| format!("-{}={text}", flag.name))),
+            Kind::Bool | Kind::Int(_) | Kind::Text(_) => {
+                args.push(format!("--{}={}", flag.name, values.text(flag.name)))
+            }
         }
     }
     assert_eq!(parse(args).map(|line| line.values).as_ref(), Ok(values));
@@ -44,7 +46,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn arg() -> impl Strategy<Value = String> {
-        let flag = prop::sample::select(FLAGS);
+        let flag = prop::sample::select(flags().collect::<Vec<_>>());
         let value = "(true|f|[0-9]{1,5}|192\\.0\\.2\\.1|2001:db8::1|/x|a:b@c|\\PC{0,9})";
         prop_oneof![
             (flag.clone(), value).prop_map(|(flag, value)| format!("-{}={value}", flag.name)),
@@ -55,7 +57,7 @@ mod tests {
     }
 
     fn variable() -> impl Strategy<Value = (String, String)> {
-        let name = prop::sample::select(FLAGS).prop_map(|flag| crate::env::variable(flag.name));
+        let name = prop::sample::select(flags().collect::<Vec<_>>()).prop_map(|flag| crate::env::variable(flag.name));
         (prop_oneof![name, "FLANNELD_[A-Z_]{0,9}", "\\PC{0,9}"], "(true|[0-9]{1,5}|192\\.0\\.2\\.1|\\PC{0,9})")
     }
 

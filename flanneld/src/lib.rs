@@ -7,6 +7,7 @@ mod certificates;
 mod cleanup;
 mod client;
 mod cni;
+mod command_table;
 mod commands;
 mod condition;
 mod config_keys;
@@ -21,6 +22,7 @@ mod flags;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod help;
 mod last_words;
 mod log;
 mod malloc;
@@ -28,6 +30,7 @@ mod metrics;
 mod notify;
 mod options;
 mod other_agents;
+mod output;
 mod peers;
 mod privileges;
 mod processes;
@@ -40,8 +43,11 @@ use std::process::ExitCode;
 
 pub(crate) use flannel_core::text::chain;
 
+use command_table::{COMMANDS, Command};
+use commands::CommandError;
 use flags::{UsageError, Values};
 use options::Options;
+use output::Output;
 
 /// Exit codes of the process.
 pub(crate) mod exit {
@@ -57,16 +63,13 @@ pub(crate) mod exit {
     pub(crate) const CONFIG_CHANGED: u8 = 4;
 }
 
-/// The commands.
-pub(crate) const COMMANDS: [&str; 6] = ["status", "peers", "plan", "explain", "doctor", "cleanup"];
-
 /// Runs the program on the arguments and the environment of the process.
 pub fn main() -> ExitCode {
     last_words::abort_on_panic();
     let code = match start() {
         Ok(code) => code,
         Err(error) => {
-            last_words::say(format!("flanneld: {error}\nflanneld -help lists all flags and commands\n"));
+            last_words::say(format!("flanneld: {error}\nflanneld help lists all flags and commands\n"));
             exit::USAGE
         }
     };
@@ -75,43 +78,62 @@ pub fn main() -> ExitCode {
 
 fn start() -> Result<u8, UsageError> {
     let flags::Line { mut values, words, help } = flags::parse(flags::texts(std::env::args_os().skip(1))?)?;
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let command = words.first().map(|word| named(word)).transpose()?;
+    let operands = words.get(1..).unwrap_or_default();
     if help {
-        last_words::say(flags::usage());
+        return Ok(print(&command.map_or_else(help::all, help::of)));
+    }
+    flags::check_command(&values, command)?;
+    if values.bool("version") {
+        // On stderr, as in Go flannel.
+        last_words::say(commands::version_line());
         return Ok(exit::SUCCESS);
     }
-    if values.bool("version") {
-        last_words::say(concat!("flanneld ", env!("CARGO_PKG_VERSION"), " (flannelkit)\n").to_owned());
-        return Ok(exit::SUCCESS);
+    match (command.map(|command| command.name), operands) {
+        (Some("help"), []) => return Ok(print(&help::all())),
+        (Some("help"), [word]) => return Ok(print(&help::of(named(word)?))),
+        (Some("version"), []) => {
+            return Ok(commands::version(Output::read(&values)?).unwrap_or_else(|error| fail(&error)));
+        }
+        _ => {}
     }
     let (variables, mut warnings) = env::texts(std::env::vars_os());
     warnings.extend(env::overlay(&mut values, variables)?);
     warnings.extend(ignored(&values));
     let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
     let options = Options::read(&values, |name| std::env::var(name).ok(), hostname)?;
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let outcome = match words.as_slice() {
-        [] => return Ok(run(&options, &values.summary(), &warnings)),
-        ["status"] => commands::status(&options),
-        ["peers"] => commands::peers(&options),
-        ["plan"] => commands::plan(&options),
-        ["explain", peer] => commands::explain(&options, peer),
-        ["doctor"] => commands::doctor(&options, &warnings),
-        ["cleanup"] => commands::cleanup(&options),
-        ["explain", ..] => {
-            return Err(UsageError::Operands("explain takes one operand: a key or an address".to_owned()));
-        }
-        [word, ..] if COMMANDS.contains(word) => {
-            return Err(UsageError::Operands(format!("{word} takes no operands")));
-        }
-        [word, ..] => {
-            let near = flags::near(word, COMMANDS.into_iter());
-            return Err(UsageError::Command { word: (*word).to_owned(), near });
-        }
+    let Some(command) = command else { return Ok(run(&options, &values.summary(), &warnings)) };
+    let outcome = match (command.name, operands) {
+        ("status", []) => commands::status(&options),
+        ("peers", []) => commands::peers(&options),
+        ("plan", []) => commands::plan(&options),
+        ("explain", [peer]) => commands::explain(&options, peer),
+        ("doctor", []) => commands::doctor(&options, &warnings),
+        ("cleanup", []) => commands::cleanup(&options),
+        _ => return Err(UsageError::Operands(command)),
     };
-    Ok(outcome.unwrap_or_else(|error| {
-        last_words::say(format!("flanneld: {}\n", chain(&error)));
-        exit::FAILURE
-    }))
+    Ok(outcome.unwrap_or_else(|error| fail(&error)))
+}
+
+/// Returns the command of this name.
+fn named(word: &str) -> Result<&'static Command, UsageError> {
+    command_table::find(word).ok_or_else(|| UsageError::Command {
+        word: word.to_owned(),
+        near: flags::near(word, COMMANDS.iter().map(|command| command.name)),
+    })
+}
+
+fn print(text: &str) -> u8 {
+    match output::write(text) {
+        Ok(_) => exit::SUCCESS,
+        Err(error) => fail(&CommandError::Output(error)),
+    }
+}
+
+fn fail(error: &CommandError) -> u8 {
+    last_words::say(format!("flanneld: {}\n", chain(error)));
+    exit::FAILURE
 }
 
 fn run(options: &Options, flags: &str, warnings: &[String]) -> u8 {

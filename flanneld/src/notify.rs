@@ -119,7 +119,7 @@ mod tests {
         for hostile in ["x\nMAINPID=1\nREADY=1\u{1b}[2J\u{202e}\r\n", "\u{9b}", "\u{fffd}", "line\n"] {
             status.starting = Some(Wait::Lease { error: Some(hostile.repeat(5000)) });
             let line = one_line(&summary(&status, &RulesState::Pending));
-            assert!(line.starts_with("starting: waiting for a lease ("), "{line}");
+            assert!(line.starts_with("not ready: waiting for a lease ("), "{line}");
             assert!(line.chars().all(is_plain), "{line:?}");
             assert!(line.len() <= MAX_STATUS + 40, "{}", line.len());
         }

@@ -18,6 +18,7 @@ use flannel_subnet_kube::{Access, AnnotationPrefix, NodeName};
 use crate::blackhole::Routes;
 use crate::cni::{self, Cni};
 use crate::flags::{UsageError, Values, near};
+use crate::output::Output;
 
 /// Replaces a value that may contain a password.
 const HIDDEN: &str = "…";
@@ -39,7 +40,7 @@ pub(crate) struct Options {
     pub(crate) log: LogOptions,
     pub(crate) capabilities: Capabilities,
     pub(crate) cni: Cni,
-    pub(crate) json: bool,
+    pub(crate) output: Output,
     pub(crate) on_config_change: ConfigPolicy,
     pub(crate) cleanup: Cleanup,
 }
@@ -209,7 +210,7 @@ impl Options {
             log: LogOptions { format: log_format(values)?, verbosity: values.number("v", 0, 100)? },
             capabilities: if values.bool("keep-capabilities") { Capabilities::Keep } else { Capabilities::Drop },
             cni: Cni::read(values, cni::beside_this_program)?,
-            json: values.bool("json"),
+            output: Output::read(values)?,
             on_config_change: on_config_change(values)?,
             cleanup: Cleanup { dry_run: values.bool("dry-run"), force: values.bool("force") },
         })
@@ -281,8 +282,8 @@ fn etcd(values: &Values) -> Result<flannel_subnet_etcd::Config, UsageError> {
     let client = match (file("etcd-certfile"), file("etcd-keyfile")) {
         (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
         (None, None) => None,
-        (Some(_), None) => return Err(UsageError::value("etcd-keyfile", "", "give it too, with -etcd-certfile")),
-        (None, Some(_)) => return Err(UsageError::value("etcd-certfile", "", "give it too, with -etcd-keyfile")),
+        (Some(_), None) => return Err(requires("etcd-certfile", "-etcd-keyfile")),
+        (None, Some(_)) => return Err(requires("etcd-keyfile", "-etcd-certfile")),
     };
     let ca = file("etcd-cafile");
     if ca.is_some() || client.is_some() {
@@ -291,7 +292,8 @@ fn etcd(values: &Values) -> Result<flannel_subnet_etcd::Config, UsageError> {
     }
     let password = match (file("etcd-password-file"), values.text("etcd-password")) {
         (Some(_), text) if !text.is_empty() => {
-            return Err(UsageError::value("etcd-password-file", "", "give it or -etcd-password, not both"));
+            let text = "give -etcd-password-file or -etcd-password, not both";
+            return Err(UsageError::Combination(text.to_owned()));
         }
         (Some(file), _) => Some(Password::File(file)),
         (None, "") => None,
@@ -300,9 +302,10 @@ fn etcd(values: &Values) -> Result<flannel_subnet_etcd::Config, UsageError> {
     let user = values.text("etcd-username");
     config.credentials = match (user, password) {
         ("", None) => None,
-        ("", Some(_)) => return Err(UsageError::value("etcd-username", "", "give it too, with the password")),
+        ("", Some(Password::File(_))) => return Err(requires("etcd-password-file", "-etcd-username")),
+        ("", Some(_)) => return Err(requires("etcd-password", "-etcd-username")),
         (user, Some(password)) => Some(Credentials { user: user.to_owned(), password }),
-        (_, None) => return Err(UsageError::value("etcd-password", "", "give it too, with -etcd-username")),
+        (_, None) => return Err(requires("etcd-username", "-etcd-password or -etcd-password-file")),
     };
     if values.bool("etcd-allow-clear-text-credentials") {
         config.clear_text = ClearText::AllowCredentials;
@@ -317,6 +320,11 @@ fn etcd(values: &Values) -> Result<flannel_subnet_etcd::Config, UsageError> {
         // Other errors concern several flags, and are reported when the store is opened.
         _ => Ok(config),
     }
+}
+
+/// `name` was given without the flag that it requires.
+fn requires(name: &str, required: &str) -> UsageError {
+    UsageError::Combination(format!("-{name} requires {required}"))
 }
 
 /// Returns the interface selection in Go flannel's order: each -iface, each -iface-regex, -iface-can-reach; the first
@@ -543,10 +551,10 @@ mod tests {
             ("-on-lease-loss stopp", ["-on-lease-loss", "did you mean stop?"]),
             ("-log-format jsn", ["-log-format", "did you mean json?"]),
             ("-overlay-name Blue", ["-overlay-name", "1 to 32 characters"]),
-            ("-etcd-certfile c", ["-etcd-keyfile", "give it too"]),
-            ("-etcd-keyfile k", ["-etcd-certfile", "give it too"]),
-            ("-etcd-username u", ["-etcd-password", "give it too"]),
-            ("-etcd-password p", ["-etcd-username", "give it too"]),
+            ("-etcd-certfile c", ["-etcd-certfile requires", "-etcd-keyfile"]),
+            ("-etcd-keyfile k", ["-etcd-keyfile requires", "-etcd-certfile"]),
+            ("-etcd-username u", ["-etcd-username requires", "-etcd-password"]),
+            ("-etcd-password p", ["-etcd-password requires", "-etcd-username"]),
             ("-subnet-dir d -node-name a/b", ["-node-name", "1 to 253 characters"]),
             ("-subnet-file=", ["-subnet-file", "give a path"]),
             ("-subnet-dir=", ["-subnet-dir", "give a path"]),

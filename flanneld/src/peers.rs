@@ -4,42 +4,128 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use flannel_core::clock::BootTime;
 use flannel_core::lease::Lease;
-use flannel_core::net::Dual;
+use flannel_core::net::{Dual, Family};
+use flannel_core::overlay::{PeerList, PeerRow};
 use flannel_core::text::Plain;
 use futures_util::stream::{self, Stream, StreamExt};
+use serde_json::Value;
 
-/// The number of peers in one chunk.
+use crate::output::duration;
+
+/// The number of rows in one chunk.
 const AT_ONCE: usize = 256;
+/// The longest text of a peer's data, in characters. Only data of unknown backends is longer.
+const MOST_DATA: usize = 40;
+/// Stands for what is absent.
+const NONE: &str = "-";
 
-/// Returns the leases as a JSON array, in the format that `flannel_core::serialize` documents.
-pub(crate) fn array(peers: Vec<Arc<Lease>>) -> impl Stream<Item = Result<String, Infallible>> {
-    let rows = peers.into_iter().enumerate().map(|(nth, lease)| {
-        let row = serde_json::json!(*lease);
-        format!("{}{row}", if nth == 0 { "" } else { ",\n" })
-    });
-    gathered("[", rows, "]\n")
+/// The columns of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Columns {
+    /// Those that fit into 80 columns.
+    Few,
+    All {
+        /// For the time until leases expire.
+        now: BootTime,
+    },
 }
 
-/// Returns a table with a row for each peer.
-pub(crate) fn table(peers: Vec<Arc<Lease>>) -> impl Stream<Item = Result<String, Infallible>> {
-    const HEAD: [&str; 3] = ["SUBNETS", "PUBLIC ADDRESSES", "KEY"];
-    let width = |column: usize| {
-        let cells = peers.iter().map(|lease| cells(lease)[column].len());
-        cells.chain([HEAD[column].len()]).max().unwrap_or_default()
+/// Returns the rows as a JSON array, in the format that `flannel_core::serialize` documents.
+pub(crate) fn array(peers: PeerList) -> impl Stream<Item = Result<String, Infallible>> {
+    let text = |(nth, row): (usize, PeerRow)| {
+        let separator = if nth == 0 { "" } else { ",\n" };
+        // Serializing texts and numbers cannot fail.
+        format!("{separator}{}", serde_json::to_string(&row).unwrap_or_default())
     };
-    let (subnets, public) = (width(0), width(1));
-    let line = move |[one, two, key]: [String; 3]| format!("{one:subnets$}  {two:public$}  {}\n", Plain(key));
-    let head = line(HEAD.map(str::to_owned));
-    gathered(head, peers.into_iter().map(move |lease| line(cells(&lease))), "")
+    gathered("[", owned_rows(peers).enumerate().map(text), "]\n")
 }
 
-fn cells(lease: &Lease) -> [String; 3] {
-    [joined(&lease.subnets), joined(&lease.attrs.public_ip), lease.key.to_string()]
+/// Returns a table with a row for each record.
+pub(crate) fn table(peers: PeerList, columns: Columns) -> impl Stream<Item = Result<String, Infallible>> {
+    let head = columns.head();
+    let mut widths: Vec<_> = head.iter().map(String::len).collect();
+    for row in peers.rows() {
+        for (width, cell) in widths.iter_mut().zip(columns.cells(&row)) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    // The reason is as long as it is.
+    widths.pop();
+    let line = move |cells: Vec<String>| {
+        let padded = cells.iter().enumerate().map(|(nth, cell)| match widths.get(nth) {
+            Some(width) => format!("{cell:width$}"),
+            None => cell.clone(),
+        });
+        format!("{}\n", padded.collect::<Vec<_>>().join("  ").trim_end())
+    };
+    let head = line(head);
+    gathered(head, owned_rows(peers).map(move |row| line(columns.cells(&row))), "")
 }
 
-fn joined<T: ToString>(values: &Dual<T>) -> String {
-    values.iter().map(|(_, value)| value.to_string()).collect::<Vec<_>>().join(",")
+impl Columns {
+    fn head(self) -> Vec<String> {
+        let few = ["SUBNET", "NODE", "BACKEND", "STATE"];
+        let all = ["KEY", "SUBNET", "NODE", "IPV6 SUBNET", "IPV6 NODE", "BACKEND", "EXPIRES IN", "STATE"];
+        let names = match self {
+            Self::Few => &few[..],
+            Self::All { .. } => &all[..],
+        };
+        names.iter().chain(&["REASON"]).map(|name| (*name).to_owned()).collect()
+    }
+
+    /// Returns the cells of a row, escaped.
+    fn cells(self, row: &PeerRow) -> Vec<String> {
+        let PeerRow { key, subnets, public_ip, lease, standing, .. } = row;
+        let backend = lease.as_deref().map(backend).unwrap_or_else(|| NONE.to_owned());
+        let (state, reason) = (standing.kind().to_owned(), standing.to_string());
+        let cells = match self {
+            Self::Few => vec![first(subnets), first(public_ip), backend, state, reason],
+            Self::All { now } => {
+                let expires = lease.as_ref().and_then(|lease| lease.expires);
+                let left = expires.map(|expires| duration(expires.since(now)));
+                vec![
+                    shown(key.as_ref()),
+                    shown(subnets.get(Family::V4)),
+                    shown(public_ip.get(Family::V4)),
+                    shown(subnets.get(Family::V6)),
+                    shown(public_ip.get(Family::V6)),
+                    backend,
+                    shown(left.as_ref()),
+                    state,
+                    reason,
+                ]
+            }
+        };
+        cells.into_iter().map(|cell| Plain(cell).to_string()).collect()
+    }
+}
+
+/// Returns the value of IPv4, else that of IPv6.
+fn first<T: ToString>(values: &Dual<T>) -> String {
+    shown(values.iter().next().map(|(_, value)| value))
+}
+
+fn shown(value: Option<&impl ToString>) -> String {
+    value.map_or_else(|| NONE.to_owned(), ToString::to_string)
+}
+
+/// Returns the backend with what the peer publishes for it, such as `vxlan 02:00:00:00:00:01`.
+fn backend(lease: &Lease) -> String {
+    let data = lease.attrs.backend_data.iter().next().map(|(_, data)| data.as_str());
+    let parsed = data.and_then(|data| serde_json::from_str::<Value>(data).ok());
+    let mac = parsed.as_ref().and_then(|data| data.get("VtepMAC")).and_then(Value::as_str);
+    let data = mac.or(data.filter(|data| *data != "null")).unwrap_or_default();
+    let data: String = data.chars().take(MOST_DATA).collect();
+    // What the type is left out for (docs/compatibility.md, "Lease attributes").
+    let kind = Some(&*lease.attrs.backend_type).filter(|kind| !kind.is_empty()).unwrap_or("udp or alloc");
+    format!("{kind} {data}").trim_end().to_owned()
+}
+
+fn owned_rows(peers: PeerList) -> impl Iterator<Item = PeerRow> {
+    let peers = Arc::new(peers);
+    (0..peers.len()).filter_map(move |nth| peers.row(nth))
 }
 
 /// Combines the rows into chunks of [`AT_ONCE`] rows.
@@ -55,20 +141,35 @@ fn gathered(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flannel_core::lease::LeaseKey;
-    use flannel_core::net::Family;
+    use flannel_core::lease::{Json, LeaseKey};
     use flannel_core::testing::samples;
     use futures_util::TryStreamExt;
+
+    async fn shown(peers: PeerList, columns: Columns) -> String {
+        table(peers, columns).try_collect().await.unwrap()
+    }
 
     #[tokio::test]
     async fn any_number_of_peers_is_an_array_and_a_table_with_a_row_each() {
         for count in [0, 1, 2, AT_ONCE, 3 * AT_ONCE + 1] {
-            let peers: Vec<_> = (0..count).map(|_| Arc::new(samples::lease(7, &Family::BOTH, "vxlan"))).collect();
+            let peers: PeerList = (0..count).map(|_| Arc::new(samples::lease(7, &Family::BOTH, "vxlan"))).collect();
             let text: String = array(peers.clone()).try_collect().await.unwrap();
-            let read: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+            let read: Vec<Value> = serde_json::from_str(&text).unwrap();
             assert_eq!(read.len(), count);
-            let text: String = table(peers).try_collect().await.unwrap();
-            assert_eq!(text.lines().count(), count + 1);
+            assert_eq!(shown(peers, Columns::Few).await.lines().count(), count + 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_table_has_the_backends_data_the_state_and_when_it_is_wide_everything() {
+        let mut lease = samples::lease(7, &Family::BOTH, "vxlan").expiring(Some(samples::at(86_400)));
+        lease.attrs.backend_data.v4 = Some(Json::parse(r#"{"VNI":1,"VtepMAC":"02:00:00:00:00:07"}"#).unwrap());
+        let peers: PeerList = [Arc::new(lease.clone())].into_iter().collect();
+        let text = shown(peers.clone(), Columns::Few).await;
+        assert!(text.starts_with("SUBNET  ") && text.contains("  vxlan 02:00:00:00:00:07  programmed\n"), "{text}");
+        let text = shown(peers, Columns::All { now: samples::at(60) }).await;
+        for part in [lease.key.as_str(), &samples::node_subnet(Family::V6, 7).to_string(), "  23h59m  "] {
+            assert!(text.contains(part), "{part} is not in {text}");
         }
     }
 
@@ -77,10 +178,11 @@ mod tests {
         let mut short = samples::lease(7, &[Family::V4], "vxlan");
         short.key = LeaseKey::new("a\x1b[2J\nb");
         let long = samples::lease(8, &Family::BOTH, "vxlan");
-        let text: String = table(vec![Arc::new(short.clone()), Arc::new(long.clone())]).try_collect().await.unwrap();
+        let peers: PeerList = [Arc::new(short), Arc::new(long)].into_iter().collect();
+        let text = shown(peers, Columns::All { now: samples::at(0) }).await;
         let rows: Vec<_> = text.lines().collect();
-        let place = rows[0].find("KEY").unwrap();
-        assert_eq!((&rows[1][place..], &rows[2][place..]), ("a\\u001b[2J\\u000ab", long.key.to_string().as_str()));
-        assert!(rows[1].starts_with(&joined(&short.subnets)), "{text}");
+        assert!(rows.len() == 3 && rows[1].starts_with("a\\u001b[2J\\u000ab  "), "{text}");
+        let column = |row: &str| row.find("programmed");
+        assert_eq!(column(rows[1]), column(rows[2]), "{text}");
     }
 }

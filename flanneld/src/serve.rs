@@ -13,17 +13,18 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use flannel_core::backoff::Backoff;
 use flannel_core::clock::{Clock, SystemClock};
-use flannel_core::overlay::Handle;
-use serde::Deserialize;
+use flannel_core::overlay::{Explanation, Handle};
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{self, JSON};
+use crate::connections;
 use crate::log::Log;
 use crate::metrics::{Clocks, Format, Metrics, Observed};
-use crate::status::{Document, Surroundings, is_ready};
-use crate::{connections, peers};
+use crate::peers::{self, Columns};
+use crate::status::{Document, Surroundings, is_ready, reasons};
 use flannel_core::firewall_keeper::RulesState;
 
 /// The largest text page, in bytes. A longer one is cut, with a line that says so.
@@ -145,12 +146,13 @@ async fn healthz() -> &'static str {
     "flanneld is running"
 }
 
-async fn readyz(State(shown): State<Arc<Shown>>) -> (StatusCode, &'static str) {
-    if is_ready(&shown.handle.status(), &shown.rules.borrow()) {
-        (StatusCode::OK, "flanneld is ready")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "flanneld is not ready yet")
+async fn readyz(State(shown): State<Arc<Shown>>) -> (StatusCode, String) {
+    let (status, rules) = (shown.handle.status(), shown.rules.borrow().clone());
+    if is_ready(&status, &rules) {
+        return (StatusCode::OK, "flanneld is ready".to_owned());
     }
+    let reasons = format!("flanneld is not ready yet\n{}", reasons(&status, &rules).join("\n"));
+    (StatusCode::SERVICE_UNAVAILABLE, Page::of(&reasons))
 }
 
 async fn metrics(State(shown): State<Arc<Shown>>, headers: HeaderMap) -> Response {
@@ -175,10 +177,7 @@ async fn status(State(shown): State<Arc<Shown>>, headers: HeaderMap) -> Response
     if wants_text(&headers) {
         return shown.status(|document| Page::of(document)).into_response();
     }
-    match shown.status(|document| serde_json::to_string_pretty(document)) {
-        Ok(json) => ([(header::CONTENT_TYPE, JSON)], json + "\n").into_response(),
-        Err(error) => trouble(&error),
-    }
+    shown.status(|document| json(document))
 }
 
 async fn plan(State(shown): State<Arc<Shown>>) -> Response {
@@ -189,8 +188,8 @@ async fn plan(State(shown): State<Arc<Shown>>) -> Response {
 }
 
 async fn peers(State(shown): State<Arc<Shown>>, headers: HeaderMap) -> Response {
-    match shown.handle.peers().await {
-        Ok(peers) if wants_text(&headers) => Body::from_stream(peers::table(peers)).into_response(),
+    match shown.handle.records().await {
+        Ok(peers) if wants_text(&headers) => Body::from_stream(peers::table(peers, columns(&headers))).into_response(),
         Ok(peers) => ([(header::CONTENT_TYPE, JSON)], Body::from_stream(peers::array(peers))).into_response(),
         Err(error) => trouble(&error),
     }
@@ -198,28 +197,60 @@ async fn peers(State(shown): State<Arc<Shown>>, headers: HeaderMap) -> Response 
 
 #[derive(Deserialize)]
 struct Peer {
-    peer: String,
+    peer: Option<String>,
 }
 
-async fn explain(State(shown): State<Arc<Shown>>, Query(Peer { peer }): Query<Peer>) -> Response {
+async fn explain(State(shown): State<Arc<Shown>>, Query(Peer { peer }): Query<Peer>, headers: HeaderMap) -> Response {
+    let Some(peer) = peer else {
+        return (StatusCode::BAD_REQUEST, "missing parameter: peer\n").into_response();
+    };
     match shown.handle.explain(&peer).await {
-        Ok(Some(explanation)) => Page::of(&explanation).into_response(),
-        Ok(None) => {
-            let text =
-                format!("no record is meant by {peer:?}: give a key, an address in a subnet, or a public address\n");
-            (StatusCode::NOT_FOUND, text).into_response()
+        Ok(found) if found.is_empty() => {
+            let hint = "give a key, a subnet, an address in a subnet, or the address of a node";
+            (StatusCode::NOT_FOUND, format!("no peer matches {peer:?}: {hint}\n")).into_response()
         }
+        Ok(found) if wants_json(&headers) => json(&found),
+        Ok(found) => Page::of(&Joined(&found)).into_response(),
         Err(error) => trouble(&error),
     }
 }
 
-/// Whether the client requests plain text; otherwise the answer is JSON.
+fn json(value: &impl Serialize) -> Response {
+    match serde_json::to_string_pretty(value) {
+        Ok(json) => ([(header::CONTENT_TYPE, JSON)], json + "\n").into_response(),
+        Err(error) => trouble(&error),
+    }
+}
+
+/// Whether the client requests plain text, of pages that are otherwise JSON.
 fn wants_text(headers: &HeaderMap) -> bool {
-    headers.get(header::ACCEPT).is_some_and(|accept| accept.as_bytes().starts_with(client::TEXT.as_bytes()))
+    accepts(headers, client::TEXT)
+}
+
+/// Whether the client requests JSON, of pages that are otherwise text.
+fn wants_json(headers: &HeaderMap) -> bool {
+    accepts(headers, JSON)
+}
+
+fn columns(headers: &HeaderMap) -> Columns {
+    if accepts(headers, client::WIDE) { Columns::All { now: SystemClock::default().now() } } else { Columns::Few }
+}
+
+fn accepts(headers: &HeaderMap, kind: &str) -> bool {
+    headers.get(header::ACCEPT).is_some_and(|accept| accept.as_bytes().starts_with(kind.as_bytes()))
 }
 
 fn trouble(error: &dyn std::error::Error) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", crate::chain(error))).into_response()
+}
+
+/// Explanations one after the other.
+struct Joined<'a>(&'a [Explanation]);
+
+impl fmt::Display for Joined<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|explanation| explanation.fmt(f))
+    }
 }
 
 /// Text of a bounded size.

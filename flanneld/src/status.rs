@@ -106,8 +106,8 @@ fn waits_for(status: &Status, rules: &RulesState, text: impl Fn(&Wait) -> String
     match rules {
         RulesState::InPlace | RulesState::WithoutForward(_) => {}
         RulesState::Pending if status.phase != Phase::Ready => {}
-        RulesState::Pending => reasons.push("the firewall's rules".to_owned()),
-        RulesState::Failed(error) => reasons.push(format!("the firewall's rules ({error})")),
+        RulesState::Pending => reasons.push("the firewall rules".to_owned()),
+        RulesState::Failed(error) => reasons.push(format!("the firewall rules ({error})")),
     }
     reasons
 }

@@ -1,5 +1,6 @@
 //! Why a peer is, or is not, programmed.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -39,56 +40,53 @@ pub enum Verdict {
     Own,
 }
 
-/// Explains the record that `query` matches.
-pub(crate) fn explain(machine: &Machine, query: &str) -> Option<Explanation> {
+impl Explanation {
+    /// The most records that are explained at a time. Any number of records may name one address.
+    pub const MOST: usize = 100;
+}
+
+/// Explains the records that `query` matches.
+pub(crate) fn explain(machine: &Machine, query: &str) -> Vec<Explanation> {
+    meant(machine, query).into_iter().map(|key| explain_record(machine, key)).collect()
+}
+
+fn explain_record(machine: &Machine, key: LeaseKey) -> Explanation {
     let own = &machine.local().lease;
     let admission = machine.admission();
-    let key = match meant(machine, query)? {
-        key if key == own.key => {
-            return Some(Explanation {
-                key,
-                verdict: Verdict::Own,
-                lease: Some(Arc::clone(own)),
-                states: Vec::new(),
-                unsettled: Vec::new(),
-            });
-        }
-        key => key,
-    };
+    if key == own.key {
+        return Explanation {
+            key,
+            verdict: Verdict::Own,
+            lease: Some(Arc::clone(own)),
+            states: Vec::new(),
+            unsettled: Vec::new(),
+        };
+    }
     let lease = admission.peer(&key).cloned();
     let why_not = admission.why_not(&key);
     let states: Vec<_> = match &lease {
         Some(lease) => wanted::states(&**machine.backend(), machine.local(), lease).collect(),
         None => Vec::new(),
     };
-    let objects: Vec<Object> = states
-        .iter()
-        .filter_map(|(_, state)| state.as_ref().ok())
-        .flat_map(|state| {
-            let fdb = state.fdb.map(|(key, _)| Object::Fdb(key));
-            let neighbour = state.neighbour.map(|(key, _)| Object::Neighbour(key));
-            let routes = state.routes.iter().map(|(prefix, _)| Object::Route(*prefix));
-            let forward = state.forward.map(|(key, _)| Object::Forward(key));
-            fdb.into_iter().chain(neighbour).chain(forward).chain(routes)
-        })
-        .collect();
+    let objects: Vec<_> =
+        states.iter().filter_map(|(_, state)| state.as_ref().ok()).flat_map(wanted::objects).collect();
     let unsettled = machine.divergence().unsettled().filter(|object| objects.contains(object)).cloned().collect();
     let verdict = match why_not {
         Some(reason) => Verdict::Quarantined(reason),
         None => Verdict::Accepted,
     };
-    Some(Explanation { key, verdict, lease, states, unsettled })
+    Explanation { key, verdict, lease, states, unsettled }
 }
 
-/// The key of the record that `query` matches. Tried in this order: the key itself; an address or a subnet, where this
-/// node's and accepted records precede others; the part of a key before a dot, if only one record has it.
-fn meant(machine: &Machine, query: &str) -> Option<LeaseKey> {
+/// The keys of the records that `query` matches. Tried in this order: the key itself; an address or a subnet, where
+/// this node's and accepted records precede others; the part of a key before a dot, if only one record has it.
+fn meant(machine: &Machine, query: &str) -> Vec<LeaseKey> {
     let query = query.trim();
     let (own, admission) = (&machine.local().lease, machine.admission());
     let ours = Claim { key: &own.key, subnets: own.subnets, public: own.attrs.public_ip };
     let claims = || std::iter::once(Claim { ..ours }).chain(admission.claims());
     if let Some(claim) = claims().find(|claim| claim.key.as_str() == query) {
-        return Some(claim.key.clone());
+        return vec![claim.key.clone()];
     }
     let addr: Option<IpAddr> = query.parse().ok();
     let subnet: Option<Prefix> = query.parse().ok();
@@ -98,17 +96,18 @@ fn meant(machine: &Machine, query: &str) -> Option<LeaseKey> {
             let by_public = claim.public.iter().any(|(_, public)| Some(*public) == addr);
             by_public || subnets.any(|held| addr.is_some_and(|addr| held.contains(addr)) || subnet == Some(held))
         };
-        let is_taken = |claim: &Claim<'_>| *claim.key == own.key || admission.peer(claim.key).is_some();
-        let found = claims().filter(means).max_by_key(is_taken);
-        return found.map(|claim| claim.key.clone());
+        let is_refused = |key: &LeaseKey| *key != own.key && admission.peer(key).is_none();
+        // A record may claim the same twice: by its current version, and by the one in force.
+        let found: BTreeSet<_> = claims().filter(means).map(|claim| (is_refused(claim.key), claim.key)).collect();
+        return found.into_iter().take(Explanation::MOST).map(|(_, key)| key.clone()).collect();
     }
     let is_part = |key: &str| key.strip_prefix(query).is_some_and(|rest| rest.starts_with('.'));
     let mut named: Vec<_> = claims().map(|claim| claim.key).filter(|key| is_part(key.as_str())).collect();
     named.sort_unstable();
     named.dedup();
     match named.as_slice() {
-        [only] => Some((*only).clone()),
-        _ => None,
+        [only] => vec![(*only).clone()],
+        _ => Vec::new(),
     }
 }
 
@@ -161,7 +160,8 @@ impl fmt::Display for Explanation {
         }
         match self.unsettled.len() {
             0 => Ok(()),
-            count => writeln!(f, "  {count} of these are not in the kernel as wanted: see the status"),
+            1 => writeln!(f, "  1 entry is missing from the kernel, or differs; see `status`"),
+            count => writeln!(f, "  {count} entries are missing from the kernel, or differ; see `status`"),
         }
     }
 }

@@ -21,6 +21,7 @@ mod guard;
 mod host;
 pub(crate) mod inputs;
 mod own_lease;
+mod peer_list;
 mod preview;
 mod protected;
 mod readiness;
@@ -40,7 +41,7 @@ mod tests;
 mod unreached;
 mod wanted;
 
-use crate::kernel::{ApplyReport, Hint, HostFacts, KernelError, Object, Op, Route, Scope, State};
+use crate::kernel::{ApplyReport, Hint, HostFacts, KernelError, LinkNames, Object, Op, Route, Scope, State};
 use crate::plan::{Conflict, Plan};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -70,6 +71,7 @@ use crate::uplink::Select;
 use relist::Relist;
 
 pub use explain::{Explanation, Verdict};
+pub use peer_list::{PeerList, PeerRow, Standing};
 pub use preview::{Held, HeldBecause, Preview};
 pub use readiness::{Degraded, End, UplinkState, Wait};
 pub use settings::{ConfigPolicy, LossPolicy, Masquerade, MissingUplink, SubnetEnvFile, Teardown};
@@ -293,6 +295,11 @@ impl Machine {
         &self.scope
     }
 
+    /// Returns the scope with the names of the host's links, for texts.
+    fn named_scope(&self) -> Scope {
+        Scope { names: LinkNames::of(Arc::clone(&self.local.context.host)), ..self.scope.clone() }
+    }
+
     pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
         &self.backend
     }
@@ -447,7 +454,7 @@ impl Machine {
         guard.unreached.note(&plan, now, &is_unreached, |_| true);
         let Restrained { plan, held } = guard.restrain(plan, now, &is_unreached);
         let held = held.into_iter().map(|op| Held { because: guard.why_held(&op, now, &is_unreached), op }).collect();
-        Preview { plan, held, scope: self.scope.clone() }
+        Preview { plan, held, scope: self.named_scope() }
     }
 
     /// Returns the plan that removes all of the overlay's objects in `seen`.

@@ -24,7 +24,7 @@ impl Machine {
     }
 
     pub(super) fn plan(&self, wanted: State, seen: &State) -> Plan {
-        plan::plan_owned(wanted, seen, &self.scope, &|prefix| self.claim(prefix))
+        plan::plan_owned(wanted, seen, &self.named_scope(), &|prefix| self.claim(prefix))
     }
 
     pub(super) fn claim(&self, prefix: &Prefix) -> Option<std::net::IpAddr> {
@@ -158,7 +158,7 @@ impl Machine {
     pub(super) fn writes(&self) -> Option<KernelCall> {
         match &self.round {
             Round::Auditing { audit: Audit { ops, .. }, .. } | Round::Leasing { ops } => {
-                Some(KernelCall::Apply(self.scope.clone(), Arc::clone(ops)))
+                Some(KernelCall::Apply(self.named_scope(), Arc::clone(ops)))
             }
             Round::Idle | Round::Facts | Round::Looking { .. } => None,
         }

@@ -77,6 +77,15 @@ pub(crate) fn states<'a>(
     families.map(move |family| (family, backend.peer(local, peer, family)))
 }
 
+/// The objects of one peer in one family.
+pub(crate) fn objects(state: &PeerState) -> impl Iterator<Item = Object> {
+    let fdb = state.fdb.map(|(key, _)| Object::Fdb(key));
+    let neighbour = state.neighbour.map(|(key, _)| Object::Neighbour(key));
+    let forward = state.forward.map(|(key, _)| Object::Forward(key));
+    let routes = state.routes.iter().map(|(prefix, _)| Object::Route(*prefix));
+    fdb.into_iter().chain(neighbour).chain(forward).chain(routes)
+}
+
 /// [`add`] for the former lease of a peer. Its routes count as its objects even if the backend gives it none, because
 /// one may have been kept; its state is remembered.
 pub(crate) fn add_former(
@@ -102,10 +111,7 @@ pub(crate) fn add(
     for (family, outcome) in states(backend, local, peer) {
         match outcome {
             Ok(part) => {
-                objects.extend(part.fdb.map(|(key, _)| Object::Fdb(key)));
-                objects.extend(part.neighbour.map(|(key, _)| Object::Neighbour(key)));
-                objects.extend(part.forward.map(|(key, _)| Object::Forward(key)));
-                objects.extend(part.routes.iter().map(|(prefix, _)| Object::Route(*prefix)));
+                objects.extend(self::objects(&part));
                 state.add(&part);
             }
             Err(skip) => {

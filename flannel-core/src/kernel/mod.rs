@@ -33,7 +33,7 @@ pub use op::{LinkPart, Object, Op};
 pub use ownership::{Claims, OverlayName, OverlayNameError, owns_route};
 pub use refusals::Refusals;
 pub use routes::Routes;
-pub use scope::{Device, Scope, SeenLink};
+pub use scope::{Device, LinkNames, Scope, SeenLink};
 pub use text::OpText;
 
 pub(crate) use ownership::{is_carried_here, is_go_flannels, is_made_here, owns_address, owns_link, owns_neighbour};

@@ -1,7 +1,10 @@
 //! The part of the kernel state that an overlay may read and write.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
 
+use super::host::HostFacts;
 use super::link_kind::LinkKind;
 use super::objects::{Link, LinkId, LinkName, RouteSlot, State};
 use super::ownership::OverlayName;
@@ -24,6 +27,38 @@ pub struct Scope {
     pub slots: Vec<RouteSlot>,
     /// The interface index of the uplink, if there is one.
     pub uplink: Option<u32>,
+    /// The names of the host's links, for texts.
+    pub names: LinkNames,
+}
+
+/// The names of the host's links, for texts. They are no part of what a [`Scope`] describes: all values are equal.
+#[derive(Clone, Default)]
+pub struct LinkNames(Arc<HostFacts>);
+
+impl LinkNames {
+    /// Returns the names in `host`.
+    pub fn of(host: Arc<HostFacts>) -> Self {
+        Self(host)
+    }
+
+    /// Returns the name of the link with this interface index.
+    pub fn get(&self, index: u32) -> Option<&LinkName> {
+        self.0.links.get(&index).map(|link| &link.name)
+    }
+}
+
+impl PartialEq for LinkNames {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for LinkNames {}
+
+impl fmt::Debug for LinkNames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LinkNames").field(&self.0.links.len()).finish()
+    }
 }
 
 /// How a wanted device is recognised.
@@ -63,7 +98,15 @@ pub struct SeenLink {
 impl Scope {
     /// Creates a scope of the networks alone: without wanted devices, further tables, former networks or an uplink.
     pub fn new(overlay: OverlayName, networks: Dual<Prefix>) -> Self {
-        Self { overlay, networks, former: Vec::new(), devices: Vec::new(), slots: Vec::new(), uplink: None }
+        Self {
+            overlay,
+            networks,
+            former: Vec::new(),
+            devices: Vec::new(),
+            slots: Vec::new(),
+            uplink: None,
+            names: LinkNames::default(),
+        }
     }
 
     /// Assigns ids to the links of a dump: the overlay's devices (by mark, under any name; else by name, except

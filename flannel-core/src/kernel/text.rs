@@ -57,10 +57,20 @@ impl fmt::Display for LinkText<'_> {
                 None => write!(f, "own{slot}"),
             },
             LinkId::Uplink => match self.1.uplink {
-                Some(index) => write!(f, "if{index}"),
+                Some(index) => self.named(index, f),
                 None => f.write_str("uplink"),
             },
-            LinkId::Other(index) => write!(f, "if{index}"),
+            LinkId::Other(index) => self.named(index, f),
+        }
+    }
+}
+
+impl LinkText<'_> {
+    /// Writes the link's name, or its index if it appeared after the host was read.
+    fn named(&self, index: u32, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.1.names.get(index) {
+            Some(name) => write!(f, "{name}"),
+            None => write!(f, "if{index}"),
         }
     }
 }
@@ -204,4 +214,30 @@ pub(crate) fn describe_link(link: &Link) -> String {
         LinkKind::External(kind) | LinkKind::Other(kind) => kind.to_string(),
     };
     format!("link {} ({kind}, group {:#x})", link.name, link.group)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::kernel::{HostFacts, LinkNames, OverlayName};
+    use crate::net::Dual;
+
+    #[test]
+    fn devices_are_shown_by_name_wherever_the_host_has_one() {
+        let mut host = HostFacts::default();
+        let link =
+            |name: &str| Link::new(super::super::LinkName::new(name).unwrap(), LinkKind::Other("veth".into()), 1500);
+        host.links.insert(2, link("eth0").into());
+        host.links.insert(3, link("docker0").into());
+        let scope = Scope {
+            uplink: Some(2),
+            names: LinkNames::of(Arc::new(host)),
+            ..Scope::new(OverlayName::default(), Dual::default())
+        };
+        let shown = |link| LinkText(link, &scope).to_string();
+        assert_eq!((shown(LinkId::Uplink), shown(LinkId::Other(3))), ("eth0".to_owned(), "docker0".to_owned()));
+        assert_eq!(shown(LinkId::Other(4)), "if4");
+    }
 }

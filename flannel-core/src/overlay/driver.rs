@@ -12,7 +12,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::field::Empty;
 use tracing::{Instrument, Span, debug_span};
 
-use crate::agent::{Input, KernelCall, Machine, Phase, Preview, Settings, StoreCall, Teardown, explain, inputs};
+use crate::agent::{
+    Input, KernelCall, Machine, PeerList, Phase, Preview, Settings, StoreCall, Teardown, explain, inputs,
+};
 use crate::backoff::Backoff;
 use crate::clock::BootTime;
 use crate::config::NetworkConfig;
@@ -349,6 +351,12 @@ impl<'a> Driver<'a> {
         match question {
             Question::Explain(query, answer) => drop(answer.send(explain(&self.machine, &query))),
             Question::Peers(answer) if !self.machine.is_synced() => drop(answer.send(Err(HandleError::NotSynced))),
+            Question::Records(answer) if !self.machine.is_synced() => drop(answer.send(Err(HandleError::NotSynced))),
+            Question::Records(answer) => {
+                self.machine.show_admitted(self.seams.clock.now());
+                self.publish();
+                drop(answer.send(Ok(PeerList::of(&self.machine))));
+            }
             Question::Peers(answer) => {
                 self.machine.show_admitted(self.seams.clock.now());
                 // Publish first, so that the status is at least as new as the answer.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use tokio::sync::{broadcast, oneshot, watch};
 
-use crate::agent::{End, Event, Explanation, Phase, Preview, Status, Wait};
+use crate::agent::{End, Event, Explanation, PeerList, Phase, Preview, Status, Wait};
 use crate::kernel::{KernelError, OverlayName};
 use crate::lease::Lease;
 use crate::overlay::builder::{BuildError, check_uplink};
@@ -28,7 +28,8 @@ pub struct Handle {
 #[derive(Debug)]
 pub(crate) enum Question {
     Plan(oneshot::Sender<Result<Preview, HandleError>>),
-    Explain(String, oneshot::Sender<Option<Explanation>>),
+    Explain(String, oneshot::Sender<Vec<Explanation>>),
+    Records(oneshot::Sender<Result<PeerList, HandleError>>),
     Peers(oneshot::Sender<Result<Vec<Arc<Lease>>, HandleError>>),
 }
 
@@ -187,14 +188,15 @@ impl Handle {
 
     /// Returns why a peer is, or is not, programmed. `query` is the record's key (or its part before a dot: `node-a`
     /// for `node-a.json`), its subnet, an address in the subnet, or its public address; the record may be accepted or
-    /// quarantined. `None` if no record matches.
+    /// quarantined. Several records may have one subnet or address; this node's and accepted ones come first, and at
+    /// most [`Explanation::MOST`] are returned. Empty if no record matches.
     ///
     /// # Errors
     /// [`HandleError::Starting`] and [`HandleError::Ended`].
     ///
     /// # Cancel safety
     /// May be dropped at any await.
-    pub async fn explain(&self, query: &str) -> Result<Option<Explanation>, HandleError> {
+    pub async fn explain(&self, query: &str) -> Result<Vec<Explanation>, HandleError> {
         self.ask(|answer| Question::Explain(query.to_owned(), answer)).await
     }
 
@@ -209,6 +211,17 @@ impl Handle {
     /// May be dropped at any await.
     pub async fn peers(&self) -> Result<Vec<Arc<Lease>>, HandleError> {
         self.ask(Question::Peers).await?
+    }
+
+    /// Returns the records of all other nodes, with what became of each. The status is then at least as new.
+    ///
+    /// # Errors
+    /// As for [`peers`](Self::peers).
+    ///
+    /// # Cancel safety
+    /// May be dropped at any await.
+    pub async fn records(&self) -> Result<PeerList, HandleError> {
+        self.ask(Question::Records).await?
     }
 
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, HandleError> {

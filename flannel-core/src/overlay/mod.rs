@@ -25,8 +25,8 @@ pub(crate) use former_networks::check_former_networks;
 
 pub use crate::agent::{
     ConfigPolicy, Contact, Contended, Degraded, End, EnvFile, Event, Explanation, Held, HeldBecause, LossPolicy,
-    LossReason, Masquerade, MissingUplink, PeerCounts, Phase, Preview, Refusal, Status, SubnetEnvFile,
-    SubscriptionState, Teardown, UplinkState, Verdict, Wait, WithheldBecause,
+    LossReason, Masquerade, MissingUplink, PeerCounts, PeerList, PeerRow, Phase, Preview, Refusal, Standing, Status,
+    SubnetEnvFile, SubscriptionState, Teardown, UplinkState, Verdict, Wait, WithheldBecause,
 };
 pub use builder::{BuildError, Builder};
 pub use handle::{Ended, Events, Handle, HandleError};

@@ -213,7 +213,8 @@ impl Overlay {
     ///
     /// # Errors
     /// As [`run`](Self::run), and [`OverlayError::Unanswered`] if the store or the host has not answered after 10 s:
-    /// retry. Returns `Ok(None)` if the store has no lease of this node, because its subnet is not known before a lease
+    /// retry; and [`OverlayError::Store`] with [`SubnetError::Unconfigured`], at once, if there is no network
+    /// configuration. Returns `Ok(None)` if the store has no lease of this node, because its subnet is not known before a lease
     /// is acquired.
     ///
     /// # Cancel safety
@@ -234,7 +235,12 @@ impl Overlay {
 
     async fn look_ahead(&self, seams: &Seams) -> Result<Option<Preview>, OverlayError> {
         let settings = identified(seams, &self.0.settings).await?;
-        let config = configuration(seams).await?;
+        // A configuration that is missing is not waited for: a preview shows what a start would find now.
+        let config = match seams.subnets.network_config().await {
+            Err(error @ SubnetError::Unconfigured { .. }) => return Err(OverlayError::Store(error)),
+            Ok(config) => Arc::new(config),
+            Err(_) => configuration(seams).await?,
+        };
         let surveyed = survey(seams, &settings, &self.0.backends, config, None).await?;
         let Some(lease) = surveyed.context.previous.clone() else { return Ok(None) };
         let local = LocalNode { lease, context: surveyed.context };

@@ -13,7 +13,8 @@
 //! | [`Status`](crate::overlay::Status) | its own field names, plus `ready`, `waits_for` and `degraded`; maps become lists of `{"key": …, "reason": …}` and similar. Each list has the first [`MAX_LISTED`](crate::overlay::Status::MAX_LISTED) items, with a count of all |
 //! | states, such as [`UplinkState`](crate::overlay::UplinkState) and [`RulesState`](crate::firewall_keeper::RulesState) | `{"kind": "lost", …}` plus the fields of the kind |
 //! | [`Event`](crate::overlay::Event) | `{"kind": …}`, named by [`kind`](crate::overlay::Event::kind), plus the fields of the kind |
-//! | [`Preview`](crate::overlay::Preview) | `{"writes": […], "conflicts": […], "conflict_count": …, "held": [{"write": …, "reason": …}]}` |
+//! | [`Preview`](crate::overlay::Preview) | `{"writes": […], "conflicts": […], "conflict_count": …, "deferred": [{"write": …, "reason": …}]}` |
+//! | [`PeerRow`](crate::overlay::PeerRow) | `{"key": …, "subnets": …, "public_ip": …, "backend_type": …, "backend_data": …, "expires": …, "state": …, "reason": …}`: a lease with the state, named by [`kind`](crate::overlay::Standing::kind), and the reason for it; what is absent is null |
 //!
 //! External text is serialized unchanged: a JSON serializer escapes it.
 //!
@@ -21,6 +22,7 @@
 //! [`Skip`]: crate::backend::Skip
 
 mod event;
+mod peers;
 mod plan;
 mod status;
 #[cfg(test)]

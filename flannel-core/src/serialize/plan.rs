@@ -42,7 +42,7 @@ impl Serialize for Preview {
         preview.serialize_field("writes", &writes)?;
         preview.serialize_field("conflicts", &conflicts)?;
         preview.serialize_field("conflict_count", &plan.conflicts.len())?;
-        preview.serialize_field("held", &held)?;
+        preview.serialize_field("deferred", &held)?;
         preview.end()
     }
 }

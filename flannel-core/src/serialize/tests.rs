@@ -65,7 +65,7 @@ fn plans_and_explanations() {
     let mut preview = Preview::new(plan, Scope::new(OverlayName::default(), Dual::default()));
     preview.held.push(Held { op: write, because: HeldBecause::Withheld(WithheldBecause::BadRecord) });
     let preview = json(&preview);
-    assert_eq!(preview["writes"][0], preview["held"][0]["write"]);
+    assert_eq!(preview["writes"][0], preview["deferred"][0]["write"]);
     assert!(preview["writes"][0].as_str().unwrap().contains("10.42.3.0/24"), "{preview}");
     let expected = json!([{"object": json(&Object::Route(prefix)), "found": "a route", "remedy": "delete it"}]);
     assert_eq!((&preview["conflicts"], &preview["conflict_count"]), (&expected, &json!(1)));

@@ -146,9 +146,9 @@ async fn questions_are_answered_while_it_runs_and_refused_afterwards() {
     node.kernel.refuse_if(|_| Some(12));
     node.kernel.flush_fdb("tun4.1").unwrap();
     assert_eq!(handle.plan().await.unwrap().plan.ops.len(), 4, "each entry, and its neighbour with it");
-    let explained = handle.explain("10.42.1.7").await.unwrap().unwrap();
+    let explained = handle.explain("10.42.1.7").await.unwrap().remove(0);
     assert_eq!(explained.key.as_str(), "peer-1");
-    assert!(handle.explain("10.42.9.9").await.unwrap().is_none());
+    assert!(handle.explain("10.42.9.9").await.unwrap().is_empty());
     assert_eq!(handle.peers().await.unwrap().len(), 2);
     agent.cancelled().await.unwrap();
     assert!(matches!(handle.plan().await, Err(HandleError::Ended(_))));

@@ -64,7 +64,7 @@ async fn the_status_lists_so_many_bad_records_and_counts_all() {
     assert!(longest.is_some_and(|longest| longest < 300), "{longest:?}");
     // One that is not listed is explained all the same.
     let last = format!("bad-{:05}", count - 1);
-    assert!(agent.handle.explain(&last).await.unwrap().unwrap().to_string().contains("unreadable"));
+    assert!(agent.handle.explain(&last).await.unwrap()[0].to_string().contains("unreadable"));
     for n in 0..count {
         assert!(node.store.delete(&LeaseKey::new(&format!("bad-{n:05}"))));
     }

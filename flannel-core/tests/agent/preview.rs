@@ -75,5 +75,5 @@ async fn a_plan_shows_what_waits_because_somebody_keeps_changing_it() {
     };
     let flapping = |held: &flannel_core::overlay::Held| matches!(held.because, HeldBecause::Flapping(_));
     assert!(preview.held.iter().any(flapping) && preview.plan.is_empty(), "{preview}");
-    assert!(preview.to_string().contains("somebody else"), "{preview}");
+    assert!(preview.to_string().contains("another program"), "{preview}");
 }

@@ -182,19 +182,67 @@ async fn a_record_is_explained_by_whatever_it_says_of_itself() {
     agent.until(|status| status.quarantined.len() == 2).await;
     for query in ["peer-7.json", "peer-7", "10.42.7.0/24", "10.42.7.9", "192.0.2.7", " 192.0.2.7\n"] {
         let found = agent.handle.explain(query).await.unwrap();
-        let found = found.unwrap_or_else(|| panic!("{query:?} means nothing"));
+        let found = found.first().unwrap_or_else(|| panic!("{query:?} means nothing"));
         assert!(matches!(found.verdict, Verdict::Quarantined(_)) && found.key.as_str() == "peer-7.json", "{query:?}");
     }
     for query in ["peer-8", "10.42.8.0/24", "10.42.8.1"] {
-        let found = agent.handle.explain(query).await.unwrap().unwrap_or_else(|| panic!("{query:?} means nothing"));
+        let found = agent.handle.explain(query).await.unwrap();
+        let found = found.first().unwrap_or_else(|| panic!("{query:?} means nothing"));
         assert!(found.key == peer(8).key && found.to_string().contains("torn"), "{query:?}");
     }
     for (query, verdict) in [("10.42.1.0/24", Verdict::Accepted), ("192.0.2.200", Verdict::Own)] {
-        assert_eq!(agent.handle.explain(query).await.unwrap().unwrap().verdict, verdict, "{query}");
+        assert_eq!(agent.handle.explain(query).await.unwrap()[0].verdict, verdict, "{query}");
     }
     for query in ["peer", "", "10.42.9.9", "10.42.7.0/25"] {
-        assert_eq!(agent.handle.explain(query).await.unwrap(), None, "{query:?}");
+        assert_eq!(agent.handle.explain(query).await.unwrap(), [], "{query:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_record_with_an_address_is_explained_and_accepted_ones_come_first() {
+    let node = Node::alone();
+    let (first, mut second) = (peer(1), peer(2));
+    second.attrs.public_ip = first.attrs.public_ip;
+    let mut bad = peer(3);
+    bad.attrs.public_ip = first.attrs.public_ip;
+    bad.attrs.backend_type = "other".into();
+    bad.key = flannel_core::lease::LeaseKey::new("a-bad-one");
+    node.store.insert([first, second, bad]);
+    let agent = node.run();
+    agent.until(|status| status.quarantined.len() == 1).await;
+    let found = agent.handle.explain("192.0.2.1").await.unwrap();
+    let keys: Vec<_> = found.iter().map(|found| found.key.as_str()).collect();
+    assert_eq!(keys, [peer(1).key.as_str(), peer(2).key.as_str(), "a-bad-one"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_list_of_records_says_of_each_what_became_of_it() {
+    let node = Node::alone();
+    node.join([1, 2]);
+    let mut alien = peer(7);
+    alien.attrs.backend_type = "other".into();
+    node.store.insert([alien]);
+    let agent = node.run_ready().await;
+    agent.until(|status| status.quarantined.len() == 1).await;
+    let standings = async || {
+        let list = agent.handle.records().await.unwrap();
+        let rows = list.rows().map(|row| (row.key.map(|key| key.to_string()), row.standing.kind()));
+        rows.collect::<Vec<_>>()
+    };
+    let key = |n| Some(peer(n).key.to_string());
+    let expected = [(key(1), "programmed"), (key(2), "programmed"), (key(7), "quarantined")];
+    assert_eq!(standings().await, expected);
+    let row = agent.handle.records().await.unwrap().row(2).unwrap();
+    assert_eq!((row.subnets.v4, row.lease.is_none()), (Some(subnet(7)), true));
+    assert!(row.standing.to_string().contains("other"), "{}", row.standing);
+
+    // The last good version of a record that turns bad stays in force.
+    let mut torn = peer(2);
+    torn.attrs.backend_type = "other".into();
+    node.store.insert([torn]);
+    agent.until(|status| status.quarantined.len() == 2).await;
+    let row = agent.handle.records().await.unwrap().row(1).unwrap();
+    assert_eq!((row.key, row.standing.kind(), row.lease.is_some()), (Some(peer(2).key), "quarantined", true));
 }
 
 /// Whoever reads the status may keep what it read.

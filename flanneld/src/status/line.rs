@@ -9,19 +9,19 @@ use super::waits_for;
 pub(crate) fn summary(status: &Status, rules: &RulesState) -> String {
     let peers = status.peers;
     let store = match &status.store {
-        Contact::Lost { .. } => ", lease store away",
+        Contact::Lost { .. } => "; the lease store is unavailable",
         _ => "",
     };
-    let bad = if peers.quarantined > 0 { format!(", {} quarantined", peers.quarantined) } else { String::new() };
+    let bad = if peers.quarantined > 0 { format!(", quarantined={}", peers.quarantined) } else { String::new() };
     let own = match &status.own_trouble {
-        Some(reason) => format!(", no peer to others ({reason})"),
+        Some(reason) => format!("; other nodes do not accept this node's record: {reason}"),
         None => String::new(),
     };
     if let Some(end) = &status.ended {
         return format!("stopped: {end}");
     }
     match waits_for(status, rules, Wait::to_string).first() {
-        None => format!("ready: {} peers{bad}{own}{store}", peers.accepted),
-        Some(reason) => format!("{}: waiting for {reason}{own}{store}", status.phase),
+        None => format!("ready (peers={}{bad}){own}{store}", peers.accepted),
+        Some(reason) => format!("not ready: waiting for {reason}{own}{store}"),
     }
 }

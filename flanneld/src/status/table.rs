@@ -6,11 +6,13 @@ use flannel_backend_udp::CarriedDevice;
 use flannel_backend_udp::path::{Counters, Reason as Dropped};
 use flannel_core::admit::Reason;
 use flannel_core::clock::BootTime;
+use flannel_core::firewall_keeper::RulesState;
 use flannel_core::net::Dual;
 use flannel_core::overlay::{Contact, Contended, PeerCounts, Status, SubscriptionState, UplinkState, WithheldBecause};
 use flannel_core::text::Plain;
 
 use super::{Document, Store, reasons};
+use crate::output::duration;
 
 /// The most rows of each list. Counts in other rows include all entries.
 const LISTED: usize = Status::MAX_LISTED;
@@ -41,8 +43,11 @@ impl Rows<'_, '_> {
 impl Document<'_> {
     fn node(&self, rows: &mut Rows<'_, '_>) -> fmt::Result {
         let Self { status, now, .. } = *self;
-        let ready = if self.ready { "ready" } else { "NOT ready" };
-        rows.row("overlay", format_args!("{} ({ready}, phase {})", self.overlay, status.phase))?;
+        rows.row("overlay", self.overlay)?;
+        rows.row("state", if self.ready { "ready" } else { "not ready" })?;
+        if let Some(end) = &status.ended {
+            rows.row("ended", end)?;
+        }
         for reason in reasons(status, self.firewall) {
             rows.row("waits for", reason)?;
         }
@@ -51,10 +56,10 @@ impl Document<'_> {
         }
         self.store(rows)?;
         if let Some(lease) = &status.lease {
-            let until = lease.expires.map(|expires| format!(", {} s left", expires.since(now).as_secs()));
-            let (subnets, public) = (listed(&lease.subnets), listed(&lease.attrs.public_ip));
-            let until = until.unwrap_or_default();
-            rows.row("lease", format_args!("{subnets} at {public}, key {}{until}", lease.key))?;
+            let until = lease.expires.map(|expires| format!(", expires in {}", duration(expires.since(now))));
+            rows.row("lease", format_args!("{}{}", listed(&lease.subnets), until.unwrap_or_default()))?;
+            rows.row("address", listed(&lease.attrs.public_ip))?;
+            rows.row("key", &lease.key)?;
         }
         if let Some(contended) = &status.contended {
             rows.row("contended", contention(contended, now))?;
@@ -62,28 +67,31 @@ impl Document<'_> {
         match &status.uplink {
             UplinkState::Up(uplink) => {
                 let addrs = listed(&uplink.addrs);
-                rows.row("uplink", format_args!("{} ({addrs}), mtu {}", uplink.name, uplink.mtu.0))?;
+                rows.row("uplink", format_args!("{} ({addrs}), MTU {}", uplink.name, uplink.mtu.0))?;
             }
             UplinkState::Lost { since, error, .. } => {
-                rows.row("uplink", format_args!("lost for {} s: {error}", now.since(*since).as_secs()))?;
+                rows.row("uplink", format_args!("lost for {}: {error}", duration(now.since(*since))))?;
             }
             _ => {}
         }
         if let Some(mtu) = status.mtu {
-            rows.row("pod mtu", mtu.0)?;
+            rows.row("pod MTU", mtu.0)?;
         }
         if status.notifications != SubscriptionState::Active {
-            rows.row("kernel", "notifications are not heard: changes are seen by audits only")?;
+            rows.row("kernel", "notifications are lost: changes are found by audits only")?;
         }
         rows.row("subnet file", self.subnet_file)?;
-        if let Some(error) = self.firewall.error() {
-            rows.row("firewall", error)?;
+        match self.firewall {
+            RulesState::Pending => rows.row("firewall", "rules not written yet")?,
+            RulesState::InPlace => rows.row("firewall", "rules in place")?,
+            RulesState::Failed(error) => rows.row("firewall", error)?,
+            RulesState::WithoutForward(error) => rows.row("firewall", format_args!("no forward rules: {error}"))?,
         }
         if status.reconfigured.is_some() {
-            rows.row("network", "its configuration in the store has changed: restart this agent to go by it")?;
+            rows.row("network", "the configuration in the store has changed: restart this agent to use it")?;
         }
         if let Some(reason) = &status.own_trouble {
-            rows.row("own record", format_args!("not taken for a peer: {}", WithRemedy(reason)))?;
+            rows.row("own record", format_args!("not accepted by other nodes: {}", WithRemedy(reason)))?;
         }
         Ok(())
     }
@@ -91,17 +99,17 @@ impl Document<'_> {
     fn store(&self, rows: &mut Rows<'_, '_>) -> fmt::Result {
         let Store { name, stale, state_file, state_file_error } = &self.store;
         match &self.status.store {
-            Contact::Never => rows.row("store", format_args!("{name} (never)")),
-            Contact::Live => rows.row("store", format_args!("{name} (live)")),
+            Contact::Never => rows.row("store", format_args!("{name}, no answer yet")),
+            Contact::Live => rows.row("store", format_args!("{name}, reachable")),
             Contact::Lost { since, error } => {
-                let seconds = self.now.since(*since).as_secs();
-                rows.row("store", format_args!("{name} (lost) for {seconds} s: {error}"))
+                let since = duration(self.now.since(*since));
+                rows.row("store", format_args!("{name}, unavailable for {since}: {error}"))
             }
             _ => rows.row("store", name),
         }?;
         match (state_file, state_file_error) {
             (Some(file), _) if *stale => {
-                rows.row("STALE", format_args!("lease and peers are those of {file} until the store is back"))
+                rows.row("STALE", format_args!("lease and peers are those of {file} until the store is available"))
             }
             (Some(_), Some(error)) => rows.row("state file", error),
             (Some(file), None) => rows.row("state file", file),
@@ -112,20 +120,20 @@ impl Document<'_> {
     fn peers(&self, rows: &mut Rows<'_, '_>) -> fmt::Result {
         let status = self.status;
         let PeerCounts { accepted, skipped, quarantined, dropped, .. } = status.peers;
-        let counts = format_args!("{accepted} accepted, {skipped} of them skipped, {quarantined} records quarantined");
+        let counts = format_args!("{accepted} accepted, {skipped} of them skipped; {quarantined} records quarantined");
         rows.row("peers", counts)?;
         if dropped > 0 {
             let fix = "delete the records that no node wrote";
-            let what = "records, the youngest or with keys that are too long";
+            let what = "records are ignored, because there are too many or their keys are too long";
             rows.row("dropped", format_args!("{dropped} {what}: {fix}"))?;
         }
         if status.unprotected > 0 {
-            let fix = "mend or delete the quarantined records";
-            let what = "prefixes that bad records name are not protected from deletion, because there are too many";
+            let fix = "correct or delete the quarantined records";
+            let what = "prefixes that invalid records name are not protected from deletion, because there are too many";
             rows.row("unprotected", format_args!("{} {what}: {fix}", status.unprotected))?;
         }
         if status.unknown_host_objects > 0 {
-            let fix = "delete those that nobody uses";
+            let fix = "delete unused ones";
             let what = "links, addresses or routes of this host were not read, because there are too many";
             rows.row("host", format_args!("{} {what}: {fix}", status.unknown_host_objects))?;
         }
@@ -147,15 +155,15 @@ impl Document<'_> {
         rows.list("refused", refused)?;
         let withheld = status.withheld.iter();
         rows.list("withheld", withheld.map(|(prefix, because)| format!("{prefix}: {}", waits(*because, now))))?;
-        let former = "routes of ours may be left there; removed once the store speaks";
+        let former = "may contain routes of this overlay; they are removed once the store has answered";
         rows.list("former", status.former.iter().map(|network| format!("{network}: {former}")))?;
         let conflicts = status.conflicts.iter();
         rows.list("conflict", conflicts.map(|conflict| format!("{}: {}", conflict.found, conflict.remedy)))?;
         if status.conflict_count > status.conflicts.len().min(LISTED) {
-            rows.row("conflict", format_args!("{} in all; only the first are listed", status.conflict_count))?;
+            rows.row("conflict", format_args!("{} in total; only the first are listed", status.conflict_count))?;
         }
         let flapping = status.flapping.iter();
-        rows.list("flapping", flapping.map(|object| format!("{object}: somebody else keeps changing it")))?;
+        rows.list("flapping", flapping.map(|object| format!("{object}: another program keeps changing it")))?;
         status.last_error.iter().try_for_each(|error| rows.row("last error", error))
     }
 }
@@ -191,11 +199,11 @@ fn listed<T: Display>(values: &Dual<T>) -> String {
 
 fn contention(contended: &Contended, now: BootTime) -> String {
     let next = match contended.next {
-        Some(next) => format!("; next in {} s", next.since(now).as_secs()),
+        Some(next) => format!("; next in {}", duration(next.since(now))),
         None => String::new(),
     };
     format!(
-        "another program changes this node's record, which was written again {} times{next}: run one agent per node",
+        "another agent writes this node's record, which was written again {} times{next}: run one agent per node",
         contended.times
     )
 }
@@ -203,7 +211,7 @@ fn contention(contended: &Contended, now: BootTime) -> String {
 fn waits(because: WithheldBecause, now: BootTime) -> String {
     match because {
         WithheldBecause::MassRemoval(until) => {
-            format!("most peers went at once; deleted in {} s unless they come back", until.since(now).as_secs())
+            format!("most peers disappeared at once; deleted in {} unless they return", duration(until.since(now)))
         }
         other => other.to_string(),
     }

@@ -29,7 +29,7 @@ fn a_document_holds_the_librarys_status_and_a_table_says_what_is_waited_for() {
     assert_eq!((&json["ready"], &json["firewall"]), (&json!(false), &json!({"kind": "pending"})));
     assert_eq!(json["status"], serde_json::to_value(&status).unwrap());
     let table = document.to_string();
-    assert!(table.contains("NOT ready") && table.contains("directory /d (never)"), "{table}");
+    assert!(table.contains("state        not ready\n") && table.contains("directory /d, no answer yet"), "{table}");
     assert!(table.contains("waits for    a lease (no route): see to what the store"), "{table}");
 }
 
@@ -44,7 +44,7 @@ fn what_hurts_without_keeping_from_readiness_is_shown() {
     status.own_trouble = Some(Reason::NoSubnet);
     let rules = RulesState::WithoutForward("no iptables".to_owned());
     let line = summary(&status, &rules);
-    assert!(line.contains("no peer to others (has no subnet"), "{line}");
+    assert!(line.contains("other nodes do not accept this node's record: has no subnet"), "{line}");
     assert!(!waits_for(&status, &rules, Wait::to_string).iter().any(|reason| reason.contains("iptables")));
     let around = around();
     let shown = |status: &Status| Document::new(status, &rules, &around, BootTime::default(), 0).to_string();
@@ -52,9 +52,9 @@ fn what_hurts_without_keeping_from_readiness_is_shown() {
     assert!(!table.contains("restart this agent"), "{table}");
     status.reconfigured = Some(Arc::new(config()));
     let table = shown(&status);
-    assert!(table.contains("network      its configuration in the store has changed: restart this agent"), "{table}");
-    assert!(table.contains("own record   not taken for a peer: has no subnet"), "{table}");
-    assert!(table.contains("firewall     no iptables"), "{table}");
+    assert!(table.contains("network      the configuration in the store has changed: restart this agent"), "{table}");
+    assert!(table.contains("own record   not accepted by other nodes: has no subnet"), "{table}");
+    assert!(table.contains("firewall     no forward rules: no iptables"), "{table}");
 }
 
 #[test]
@@ -115,11 +115,15 @@ fn an_uplink_that_is_lost_is_no_readiness_and_is_shown_with_its_reason() {
     let around = around();
     let shown = |status: &Status| Document::new(status, &RulesState::InPlace, &around, at, 0).to_string();
     assert!(
-        shown(&status).contains("flannel (ready") && shown(&status).contains("uplink       eth0 (192.0.2.1), mtu 1500")
+        shown(&status).contains("state        ready\n")
+            && shown(&status).contains("uplink       eth0 (192.0.2.1), MTU 1500")
     );
     status.uplink = UplinkState::Lost { last, since: BootTime::default(), error: "eth0 has no carrier".to_owned() };
     let table = shown(&status);
-    assert!(table.contains("NOT ready") && table.contains("uplink       lost for 7 s: eth0 has no carrier"), "{table}");
+    assert!(
+        table.contains("not ready\n") && table.contains("uplink       lost for 7s: eth0 has no carrier"),
+        "{table}"
+    );
     assert!(table.contains("waits for    an uplink (eth0 has no carrier)"), "{table}");
 }
 

@@ -30,6 +30,13 @@ fn a_bad_command_line_exits_with_2_and_names_the_flag() {
         (&["-public-ip=224.0.0.1"], "not a usable unicast address"),
         (&["-etcd-endpoints=http://a b:1"], "invalid value \"…\" for -etcd-endpoints"),
         (&["-etcd-endpoints=http://a:2379,https://b:2379"], "one scheme"),
+        (&["-ip-masq", "yes"], "use -ip-masq or -ip-masq=true"),
+        (&["-etcd-username=u"], "-etcd-username requires -etcd-password"),
+        (&["plan", "-w"], "plan does not take -w: only these commands do: status, peers"),
+        (&["-o", "json"], "-o needs one of the commands status"),
+        (&["status", "-o", "yaml"], "must be table, wide or json"),
+        (&["help", "statsu"], "unknown command \"statsu\" (did you mean status?)"),
+        (&["version", "now"], "version takes no operands"),
         (&["statsu"], "unknown command \"statsu\" (did you mean status?)"),
         (&["status", "now"], "status takes no operands"),
         (&["explain"], "explain takes one operand"),
@@ -68,13 +75,20 @@ fn what_is_not_text_is_named_and_ends_nothing_in_a_panic() {
 }
 
 #[test]
-fn help_and_version_are_on_stderr_with_0() {
+fn help_is_on_stdout_and_version_as_in_go_flannel_on_stderr_with_0() {
     let ns = Namespace::new("bare").unwrap();
-    for args in [&["-h"][..], &["--help", "-quux"]] {
+    for args in [&["-h"][..], &["--help", "-quux"], &["help"]] {
         let told = run(&ns, &owned(args));
-        assert_eq!((told.code, told.out.as_str()), (Some(0), ""));
-        assert!(told.err.contains("-subnet-file string"), "{}", told.err);
+        assert_eq!((told.code, told.err.as_str()), (Some(0), ""));
+        assert!(told.out.contains("-subnet-file FILE\n"), "{}", told.out);
     }
+    for args in [&["help", "peers"][..], &["peers", "-help"], &["peers", "-h"]] {
+        let told = run(&ns, &owned(args));
+        assert_eq!((told.code, told.err.as_str()), (Some(0), ""));
+        assert!(told.out.starts_with("Usage: flanneld peers [flags]\n"), "{}", told.out);
+    }
+    let told = run(&ns, &owned(&["version"]));
+    assert_eq!((told.code, told.out.starts_with("flanneld ")), (Some(0), true), "{told:?}");
     let version = run(&ns, &owned(&["--version"]));
     assert_eq!((version.code, version.out.as_str()), (Some(0), ""));
     assert!(version.err.starts_with("flanneld "), "{}", version.err);

@@ -86,7 +86,8 @@ fn an_agent_waits_for_its_uplink_and_says_so_once() {
     node.ns.flush_main_routes().unwrap();
     let agent = site.start(1, &[]);
     agent.until("waiting", || agent.log().contains("no usable uplink"));
-    assert_eq!(agent.get(8081, "/readyz"), Some((503, "flanneld is not ready yet".to_owned())));
+    let (code, reason) = agent.get(8081, "/readyz").unwrap();
+    assert!(code == 503 && reason.starts_with("flanneld is not ready yet\nan uplink ("), "{code} {reason}");
     assert_eq!(agent.get(8081, "/healthz").map(|(code, _)| code), Some(200));
     node.restore_underlay().unwrap();
     agent.until_ready();
