@@ -31,6 +31,8 @@ mod notify;
 mod options;
 mod other_agents;
 mod output;
+#[cfg(test)]
+mod packaging;
 mod peers;
 mod privileges;
 mod processes;
