@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::{SysconfVar, sysconf};
@@ -53,12 +53,38 @@ impl Programs {
         go.into_iter().chain([Program::Ours]).collect()
     }
 
+    /// Runs a command of ours, in the caller's network namespace, and returns how long it took. `store` is what the
+    /// agent was started with.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn ask(&self, store: &[String], dir: &Path, words: &[&str]) -> Result<Duration, Error> {
+        let mut command = Command::new(&self.ours);
+        let begun = Instant::now();
+        let output = prepared(command.args(store), 0, dir).args(words).output()?;
+        let took = begun.elapsed();
+        if !output.status.success() {
+            return Err(format!("{words:?}: {}", String::from_utf8_lossy(&output.stderr)).into());
+        }
+        Ok(took)
+    }
+
     fn path(&self, program: Program) -> Option<&Path> {
         match program {
             Program::Ours => Some(&self.ours),
             Program::Go => self.go.as_deref(),
         }
     }
+}
+
+fn prepared<'a>(command: &'a mut Command, n: u32, dir: &Path) -> &'a mut Command {
+    command
+        .arg(format!("-subnet-file={}", dir.join("subnet.env").display()))
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("FLANNELD_STATE_FILE", dir.join("state"))
+        .env("NODE_NAME", format!("node-{n}"))
+        .stdin(Stdio::null())
 }
 
 /// A running one.
@@ -74,16 +100,8 @@ impl Agent {
     pub fn start(programs: &Programs, program: Program, n: u32, store: &[String], dir: &Path) -> Result<Self, Error> {
         let path = programs.path(program).ok_or("there is no such program")?;
         let mut command = Command::new(path);
-        command
-            .args(store)
-            .arg(format!("-subnet-file={}", dir.join("subnet.env").display()))
-            .env_clear()
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .env("FLANNELD_STATE_FILE", dir.join("state"))
-            .env("NODE_NAME", format!("node-{n}"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        Ok(Self(Process::start(&mut command, &dir.join("log"))?))
+        let command = prepared(command.args(store), n, dir).stdout(Stdio::null());
+        Ok(Self(Process::start(command, &dir.join("log"))?))
     }
 
     /// Processor time of the process until now, without the tools that it ran.
