@@ -5,7 +5,9 @@ use std::time::Duration;
 use flannel_core::backend::{Backend, BackendError};
 use flannel_core::lease::{BadRecord, Json};
 use flannel_core::net::{Dual, Family};
-use flannel_core::overlay::{Contact, End, Ended, Event, Phase, Status, SubscriptionState, Teardown, Verdict};
+use flannel_core::overlay::{
+    Contact, End, Ended, Event, Explanation, Phase, Status, SubscriptionState, Teardown, Verdict,
+};
 use flannel_core::testing::Fault;
 
 use crate::altered::Altered;
@@ -213,6 +215,20 @@ async fn every_record_with_an_address_is_explained_and_accepted_ones_come_first(
     let found = agent.handle.explain("192.0.2.1").await.unwrap();
     let keys: Vec<_> = found.iter().map(|found| found.key.as_str()).collect();
     assert_eq!(keys, [peer(1).key.as_str(), peer(2).key.as_str(), "a-bad-one"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_many_records_with_one_address_the_first_are_explained() {
+    let node = Node::alone();
+    let shared = peer(1).attrs.public_ip;
+    node.store.insert((1..=150).map(|n| {
+        let mut peer = peer(n);
+        peer.attrs.public_ip = shared;
+        peer
+    }));
+    let agent = node.run();
+    agent.until(|status| status.peers.accepted == 150).await;
+    assert_eq!(agent.handle.explain("192.0.2.1").await.unwrap().len(), Explanation::MOST);
 }
 
 #[tokio::test(start_paused = true)]
