@@ -37,6 +37,7 @@ complete -c flanneld -o subnet-lease-ttl -x -d 'time to live of this node\'s lea
 complete -c flanneld -o state-file -r -F -d 'file for lease and peers, used if the node boots while etcd or Kubernetes is unavailable; OVERLAY stands for -overlay-name; empty: none'
 complete -c flanneld -o subnet-file -r -F -d 'file with subnet, network and MTU for the CNI plug-in'
 complete -c flanneld -o on-lease-loss -x -a 'reacquire keep stop' -d 'what to do if another node takes the lease'
+complete -c flanneld -o on-config-change -x -a 'keep restart' -d 'what to do if the network configuration in the store changes: keep the former one until a restart, or restart: exit with code 4, to be started again'
 complete -c flanneld -o ip-masq -d 'masquerade traffic that leaves the overlay'
 complete -c flanneld -o ip-masq-fully-random-disable -d 'do not request fully random ports for masquerading'
 complete -c flanneld -o iptables-forward-rules -d 'accept forwarded traffic of the overlay'
@@ -63,3 +64,5 @@ complete -c flanneld -n '__fish_seen_subcommand_from status peers plan explain d
 complete -c flanneld -n '__fish_seen_subcommand_from status peers plan explain doctor version' -o json -d 'the same as -o json'
 complete -c flanneld -n '__fish_seen_subcommand_from status peers' -s w -d 'print again whenever the output changes, until interrupted'
 complete -c flanneld -n '__fish_seen_subcommand_from status peers' -o watch -d 'the same as -w'
+complete -c flanneld -n '__fish_seen_subcommand_from cleanup' -o dry-run -d 'print what would be removed, and remove nothing'
+complete -c flanneld -n '__fish_seen_subcommand_from cleanup' -o force -d 'remove even while another flannel agent runs, such as Go flannel'

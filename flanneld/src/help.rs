@@ -98,7 +98,7 @@ fn describe(flag: &Flag, text: &mut String) {
 fn exits(exits: &[(u8, &str)], text: &mut String) {
     for (code, meaning) in exits {
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "  {code}  {meaning}");
+        let _ = writeln!(text, "  {code}  {}", wrapped(meaning, 5).trim_start());
     }
 }
 

@@ -30,7 +30,7 @@ fn a_document_holds_the_librarys_status_and_a_table_says_what_is_waited_for() {
     assert_eq!(json["status"], serde_json::to_value(&status).unwrap());
     let table = document.to_string();
     assert!(table.contains("state        not ready\n") && table.contains("directory /d, no answer yet"), "{table}");
-    assert!(table.contains("waits for    a lease (no route): see to what the store"), "{table}");
+    assert!(table.contains("waits for    a lease (no route): provide what the lease store reports"), "{table}");
 }
 
 fn config() -> NetworkConfig {
@@ -133,7 +133,10 @@ fn what_is_done_without_is_shown_of_a_node_that_is_ready() {
     (status.peers.quarantined, status.undone) = (2, 3);
     let around = around();
     let document = Document::new(&status, &RulesState::InPlace, &around, BootTime::default(), 0);
-    assert!(document.ready && document.to_string().contains("degraded     2 quarantined, 3 undone"), "{document}");
+    assert!(
+        document.ready && document.to_string().contains("degraded     2 invalid records, 3 writes undone"),
+        "{document}"
+    );
 }
 
 #[test]
