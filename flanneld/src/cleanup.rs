@@ -7,30 +7,32 @@ use flannel_backend_udp::UdpDataPlane;
 use flannel_core::kernel::{HostFacts, HostLink, Kernel, LinkKind, Scope};
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::overlay::{MissingUplink, Removed};
+use flannel_core::text::Plain;
 use tokio::time::timeout;
 
 use crate::assemble::assemble;
 use crate::commands::CommandError;
 use crate::doctor::routes;
 use crate::options::{Cleanup, Options};
-use crate::other_agents::{self, OtherAgent};
+use crate::processes::{self, Agent};
 use crate::stores::Opened;
 use crate::{firewall, privileges, stores};
 
 /// How long the store may take to return the configuration, which shows what another program may have left.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Other flannel agents run here.
+/// Agents of this overlay run here, Go flannel's or flannelkit's.
 #[derive(Debug, thiserror::Error)]
-#[error("{} in this network namespace: stop {}, or give -force to remove everything all the same", listed(.0), them(.0))]
-pub(crate) struct OthersRun(Vec<OtherAgent>);
+#[error("{} in this network namespace: stop {} first (-force: remove everything even so, unless it is flannelkit's)", listed(.0), them(.0))]
+pub(crate) struct AgentsRun(Vec<Agent>);
 
 /// Removes everything of this overlay, or only returns what would be removed.
 pub(crate) async fn cleanup(options: &Options) -> Result<Report, CommandError> {
     privileges::check()?;
-    let others = other_agents::running();
-    if !others.is_empty() && !options.cleanup.force {
-        return Err(OthersRun(others).into());
+    let mut agents = processes::agents();
+    agents.retain(|agent| agent.overlay == options.overlay.as_str());
+    if !agents.is_empty() && !options.cleanup.force {
+        return Err(AgentsRun(agents).into());
     }
     // The operator may have removed certificates or the directory already.
     let store = stores::open(&options.store).await;
@@ -134,12 +136,12 @@ fn devices<'a>(facts: &'a HostFacts, options: &'a Options) -> impl Iterator<Item
     links.map(|link| format!("ip link delete {}", link.name))
 }
 
-fn listed(others: &[OtherAgent]) -> String {
-    let shown = others.iter().map(|OtherAgent { pid, command }| format!("{command} (pid {pid})"));
+fn listed(agents: &[Agent]) -> String {
+    let shown = agents.iter().map(|agent| format!("{} (pid {})", Plain(agent.program.display()), agent.pid));
     let shown: Vec<_> = shown.collect();
-    format!("{} {}", shown.join(", "), if others.len() == 1 { "runs" } else { "run" })
+    format!("{} {}", shown.join(", "), if agents.len() == 1 { "runs" } else { "run" })
 }
 
-fn them(others: &[OtherAgent]) -> &'static str {
-    if others.len() == 1 { "it" } else { "them" }
+fn them(agents: &[Agent]) -> &'static str {
+    if agents.len() == 1 { "it" } else { "them" }
 }

@@ -13,7 +13,7 @@ use flannel_core::overlay::{MissingUplink, OverlayError, Preview};
 use serde::Serialize;
 
 use crate::assemble::{AssembleError, assemble};
-use crate::cleanup::OthersRun;
+use crate::cleanup::AgentsRun;
 use crate::client::{self, ClientError};
 use crate::options::Options;
 use crate::output::{self, Format, Output, Repeat, Screen};
@@ -43,7 +43,7 @@ pub(crate) enum CommandError {
     #[error(transparent)]
     StateFile(#[from] FileError),
     #[error(transparent)]
-    OthersRun(#[from] OthersRun),
+    AgentsRun(#[from] AgentsRun),
     #[error(transparent)]
     Cni(#[from] InstallError),
     #[error("starting the runtime")]

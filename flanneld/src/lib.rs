@@ -29,7 +29,6 @@ mod malloc;
 mod metrics;
 mod notify;
 mod options;
-mod other_agents;
 mod output;
 #[cfg(test)]
 mod packaging;

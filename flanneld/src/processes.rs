@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::{COMMANDS, env, flags};
+use crate::{command_table, env, flags};
 
 const NAME: &str = "flanneld";
 
@@ -43,7 +43,7 @@ fn agent(pid: u32, process: &Path) -> Option<Agent> {
     // A process that has ended has no command line.
     let (_, arguments) = arguments.split_first()?;
     let line = flags::parse(arguments.iter().cloned()).unwrap_or_default();
-    if line.words.first().is_some_and(|word| COMMANDS.contains(&word.as_str())) {
+    if line.words.first().is_some_and(|word| command_table::find(word).is_some()) {
         return None;
     }
     let name = env::variable("overlay-name");

@@ -15,10 +15,15 @@ fn cleanup_removes_what_is_ours_and_nothing_else_and_may_be_repeated() {
     let agents = [site.start(1, &["-ip-masq"]), site.start(2, &[])].map(Agent::ready);
     agents[0].until("told of its peer", || routes(ns).contains("10.244."));
 
-    for words in [&["cleanup"][..], &["cleanup", "-dry-run"], &["cleanup", "-force"]] {
+    let pid = format!("(pid {}) runs in this network namespace", agents[0].pid());
+    for (words, part) in [
+        (&["cleanup"][..], pid.as_str()),
+        (&["cleanup", "-dry-run"], &pid),
+        (&["cleanup", "-force"], "already running"),
+    ] {
         let refused = site.run(1, words);
         assert_eq!(refused.code, Some(1), "{refused:?}");
-        assert!(refused.err.contains("already running"), "{}", refused.err);
+        assert!(refused.err.contains(part), "{}", refused.err);
     }
     assert!(routes(ns).contains("10.244.") && site.subnet_file(1).exists());
 

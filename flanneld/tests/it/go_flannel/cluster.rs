@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use testkit::probe::{Flow, until_reply};
 use testkit::{Families, Pod, PodNet, Process, wait_until};
 
-use crate::harness::{Agent, PATIENCE, Site, command, on_switch, owned, read, run};
+use crate::harness::{Agent, PATIENCE, Site, Told, command, on_switch, owned, read, run};
 use crate::kube::{self, Kubernetes};
 use crate::store::{ENDPOINT, RATE, etcd, flow};
 
@@ -166,8 +166,14 @@ impl Cluster {
 
     /// What `flanneld doctor` says on a node.
     pub(crate) fn doctor(&self, nth: usize) -> String {
+        self.run(nth, &["doctor"]).out
+    }
+
+    /// Runs a command of ours on a node, with the flags of its agent.
+    pub(crate) fn run(&self, nth: usize, words: &[&str]) -> Told {
         let name = format!("-node-name={}", kube::name(nth));
-        run(self.site.ns(nth), &[self.args(nth), vec![name], owned(&["doctor"])].concat()).out
+        let state = format!("-state-file={}", self.site.path(&format!("state{nth}")).display());
+        run(self.site.ns(nth), &[self.args(nth), vec![name, state], owned(words)].concat())
     }
 
     pub(crate) fn env(&self, nth: usize) -> String {

@@ -4,6 +4,7 @@ mod cluster;
 mod wire;
 
 use flannel_core::lease::Lease;
+use flannel_core::net::Family;
 use testkit::{Families, cases};
 
 use cluster::{Cluster, Filter, Network, Plane, Program, Store};
@@ -118,6 +119,68 @@ fn swap(store: Store, plane: Plane, families: Families, filter: Filter, peer: Pr
     cluster.wipe(1);
     cluster.start(1, Program::Ours);
     assert_eq!(cluster.state(1), ours, "{}", cluster.log(1));
+}
+
+#[test]
+fn cleanup_spares_a_go_flannel_that_runs_and_names_what_it_leaves_of_one_that_does_not() {
+    let network = Network { store: Store::Etcd, plane: Plane::Vxlan, families: Families::V4, filter: Filter::Iptables };
+    let mut cluster = Cluster::new(1, network);
+    cluster.start(1, Program::Go);
+    let (state, lease) = (cluster.state(1), cluster.lease(1));
+    for words in [&["cleanup"][..], &["cleanup", "-dry-run"]] {
+        let refused = cluster.run(1, words);
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(refused.err.contains("go-flanneld") && refused.err.contains("stop it first (-force"), "{refused:?}");
+    }
+    assert_eq!((cluster.state(1), cluster.lease(1)), (state, lease));
+    cluster.stop(1);
+    // Our agent never ran here: nothing but the lease is known to be this overlay's.
+    let cleaned = cluster.run(1, &["cleanup"]);
+    assert_eq!(cleaned.code, Some(0), "{cleaned:?}");
+    assert!(cleaned.out.contains("may belong to another program: ip link delete flannel.1\n"), "{cleaned:?}");
+    assert!(cluster.site.ns(1).link("flannel.1").is_ok() && cluster.leases().is_empty());
+
+    cluster.start(1, Program::Go);
+    assert_eq!(cluster.run(1, &["cleanup", "-force"]).code, Some(0));
+    assert!(cluster.leases().is_empty());
+}
+
+/// The commands of the walk-through in docs/operations.md, as they are there.
+#[test]
+fn an_upgrade_goes_as_the_documentation_says() {
+    let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md")).unwrap();
+    let section = docs.split("## Upgrade from Go flannel, and back").nth(1).unwrap();
+    let steps: Vec<_> = section.split("```").nth(1).unwrap().lines().skip(1).map(str::trim).collect();
+    let network = Network { store: Store::Etcd, plane: Plane::Vxlan, families: Families::V4, filter: Filter::Iptables };
+    let mut cluster = Cluster::new(2, network);
+    cluster.start(1, Program::Go);
+    cluster.start(2, Program::Go);
+    cluster.attach(1);
+    cluster.attach(2);
+    cluster.all_reach_all();
+    let lease = cluster.lease(1);
+    let flows = [(1, 2), (2, 1)].map(|(from, to)| cluster.flow(from, to, Family::V4));
+    let mut commands = 0;
+    for step in steps {
+        let command = step.split('#').next().unwrap_or_default().trim();
+        cluster.run_on(&flows);
+        match command.split(' ').collect::<Vec<_>>()[..] {
+            ["systemctl", "stop", ..] => cluster.stop(1),
+            ["systemctl", "start", "flanneld"] => cluster.start(1, Program::Ours),
+            ["systemctl", "start", "go-flannel"] => cluster.start(1, Program::Go),
+            ["flanneld", ref words @ ..] => {
+                let told = cluster.run(1, words);
+                assert_eq!(told.code, Some(0), "{command}: {told:?}");
+            }
+            _ => panic!("a step that this test cannot take: {step:?}"),
+        }
+        commands += 1;
+    }
+    assert!(commands > 6, "{commands}");
+    for flow in flows {
+        assert_no_loss(flow);
+    }
+    assert_eq!((cluster.lease(1).key, cluster.lease(1).subnets), (lease.key, lease.subnets));
 }
 
 /// Go flannel's device goes with it, so packets are lost in between; the lease is not, and either program works where the
