@@ -1,6 +1,6 @@
 //! Crash-safe files, in directories that other users may be able to write to. They keep an agent's state between runs.
 //!
-//! All functions here but [`changes`] block on disk I/O: do not call them from an async task.
+//! All functions here but [`changes()`] block on disk I/O: do not call them from an async task.
 
 mod changes;
 
