@@ -144,7 +144,7 @@ fn certificates_that_cannot_work_are_found_by_doctor_and_named_by_the_agent() {
     }
     assert_eq!(agent.end(Signal::SIGTERM).0, Some(0));
     let report = doctor("client");
-    assert!(!report.out.contains("certificates"), "{}", report.out);
+    assert!(!report.out.contains("-etcd-certfile"), "{}", report.out);
 }
 
 #[test]
