@@ -32,6 +32,6 @@ fn plugin_and_configuration_are_installed_kept_and_removed() {
     assert!(conflist.exists(), "the pods stay, and so does their network");
     let arguments = [vec!["cleanup"], flags.to_vec()].concat();
     let cleaned = site.run(1, &arguments);
-    assert!(cleaned.out.contains("10-flannel.conflist removed"), "{cleaned:?}");
+    assert!(cleaned.out.contains("net.d/10-flannel.conflist\n"), "{cleaned:?}");
     assert!(!conflist.exists() && site.path("bin/flannel").exists());
 }

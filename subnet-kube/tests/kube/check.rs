@@ -112,9 +112,9 @@ async fn the_own_node_and_its_annotations_are_judged() {
         ("backend-type", "vxlan", Verdict::Doubtful, "kube-subnet-manager is not \"true\""),
         ("kube-subnet-manager", "true", Verdict::Doubtful, "damaged: it has no public IP"),
         ("public-ip", "192.0.2.999", Verdict::Doubtful, "damaged: annotation public-ip is not IPv4"),
-        ("public-ip", "192.0.2.1", Verdict::Good, "all that peers read"),
+        ("public-ip", "192.0.2.1", Verdict::Good, "all annotations that peers read"),
         ("backend-data", "{", Verdict::Doubtful, "damaged: annotation backend-data"),
-        ("backend-data", "null", Verdict::Good, "all that peers read"),
+        ("backend-data", "null", Verdict::Good, "all annotations that peers read"),
         ("backend-type", "host-gw", Verdict::Doubtful, "backend-type is \"host-gw\""),
         ("public-ip-overwrite", "here", Verdict::Bad, "\"here\" is not an IPv4 address"),
     ] {
