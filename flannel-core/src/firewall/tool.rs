@@ -369,7 +369,7 @@ mod tests {
         let script = format!("echo $$ >{}; exec cat /dev/zero", pid.display());
         let error = tools.run(call("sh", &["-c", &script], "", AGES)).await.unwrap_err();
         assert!(error.to_string().contains(&format!("more than {MOST_OUTPUT} bytes")), "{error}");
-        let pid = std::fs::read_to_string(pid).unwrap();
+        let pid = fs::read_to_string(pid).unwrap();
         assert!(!Path::new("/proc").join(pid.trim()).exists(), "it runs on");
         assert_eq!(tools.run(call("echo", &["next"], "", AGES)).await.unwrap().stdout, "next\n");
     }
@@ -393,10 +393,10 @@ mod tests {
         let script = format!("sleep 600 & echo $! >{}; exit 0", pid.display());
         let error = tools.run(call("sh", &["-c", &script], "", Duration::from_millis(300))).await.unwrap_err();
         assert!(matches!(error, FirewallError::Timeout { .. }), "{error}");
-        let left = std::fs::read_to_string(pid).unwrap();
+        let left = fs::read_to_string(pid).unwrap();
         // It stays as a zombie if no process reaps orphans.
         let runs = || {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", left.trim())).unwrap_or_default();
+            let stat = fs::read_to_string(format!("/proc/{}/stat", left.trim())).unwrap_or_default();
             !stat.is_empty() && !stat.contains(") Z ")
         };
         testkit::wait_until("ended", AGES, || Ok::<_, testkit::Error>(!runs())).unwrap();

@@ -155,7 +155,8 @@ fn ports_that_another_user_has_cost_the_pages_and_not_the_data_plane() {
     let stranger = Stranger::start(site.ns(1), "ports");
     let agent = site.start(1, &["-metrics-port=8082"]);
     agent.until("programmed", || site.subnet_file(1).exists() && site.ns(1).link("flannel.1").is_ok());
-    let told = |port: u16| agent.log().matches(&format!("at 127.0.0.1:{port}: another program uses the address")).count();
+    let told =
+        |port: u16| agent.log().matches(&format!("at 127.0.0.1:{port}: another program uses the address")).count();
     agent.until("told", || told(8081) == 1 && told(8082) == 1);
     assert!(agent.log().contains("set -healthz-ip and -healthz-port"), "{}", agent.log());
     drop(stranger);
