@@ -57,7 +57,7 @@ impl fmt::Display for Fault {
                 "is of X.509 version 1, which this program's TLS library does not accept from a client (Go flannel's does)",
             ),
             Self::NotForClients => {
-                f.write_str("is not for clients: its extendedKeyUsage lacks clientAuth, so etcd rejects it")
+                f.write_str("is not for clients: its extendedKeyUsage lacks clientAuth; an etcd that checks the certificates of clients rejects it")
             }
             Self::Expired(end) => write!(f, "expired at {end}, so the connection to etcd fails"),
             Self::NotYetValid(start) => write!(f, "is not valid before {start}, so the connection to etcd fails"),
@@ -67,6 +67,15 @@ impl fmt::Display for Fault {
 }
 
 impl Fault {
+    /// Whether a connection cannot work.
+    pub(crate) fn prevents_connections(&self) -> bool {
+        match self {
+            // etcd rejects it only if it checks the certificates of clients.
+            Self::NotForClients | Self::ExpiresSoon(_) => false,
+            Self::Version1 | Self::Expired(_) | Self::NotYetValid(_) => true,
+        }
+    }
+
     /// Returns what to do about the certificate in the file `path`.
     pub(crate) fn remedy(&self, path: &str) -> String {
         let look = format!("look at it: openssl x509 -in {path} -noout -text");

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use flannel_backend_udp::UdpDataPlane;
-use flannel_core::kernel::{HostFacts, HostLink, Kernel, LinkKind, Scope};
+use flannel_core::kernel::{HostFacts, HostLink, Kernel, LinkId, LinkKind, Scope};
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::overlay::{MissingUplink, Removed};
 use flannel_core::text::Plain;
@@ -30,7 +30,8 @@ pub(crate) struct AgentsRun(Vec<Agent>);
 pub(crate) async fn cleanup(options: &Options) -> Result<Report, CommandError> {
     privileges::check()?;
     let mut agents = processes::agents();
-    agents.retain(|agent| agent.overlay == options.overlay.as_str());
+    // Go flannel has one overlay, with the names and files that this one has by default.
+    agents.retain(|agent| agent.overlay == options.overlay.as_str() || !agent.is_this_program);
     if !agents.is_empty() && !options.cleanup.force {
         return Err(AgentsRun(agents).into());
     }
@@ -113,22 +114,23 @@ async fn left(options: &Options, store: &Opened) -> Vec<String> {
     let Ok(facts) = kernel.host_facts(&options.uplink.reaches()).await else { return Vec::new() };
     let mut left: Vec<_> = devices(&facts, options).collect();
     let Ok(Ok(config)) = timeout(PATIENCE, store.subnets.network_config()).await else { return left };
-    let mut scope = Scope::new(options.overlay.clone(), config.networks.map(|_, network| network.prefix));
-    for uplink in facts.defaults.iter().filter_map(|route| route.link) {
-        scope.uplink = Some(uplink);
-        let Ok(seen) = kernel.observe(&scope).await else { continue };
-        let name = facts.links.get(&uplink).map(|link| link.name.to_string()).unwrap_or_default();
-        left.extend(routes::by_hand(&config, &name, &seen.routes).map(|(_, way)| format!("ip route delete {way}")));
-    }
+    let scope = Scope::new(options.overlay.clone(), config.networks.map(|_, network| network.prefix));
+    let Ok(seen) = kernel.observe(&scope).await else { return left };
+    let name = |link: LinkId| match link {
+        LinkId::Other(index) => facts.links.get(&index).filter(|link| !is_flannels(link)).map(|link| &link.name),
+        LinkId::Own(_) | LinkId::Uplink => None,
+    };
+    left.extend(routes::by_hand(&config, name, &seen.routes).map(|(_, way)| format!("ip route delete {way}")));
     left
+}
+
+/// Whether a device has the kind and the name of flannel's.
+fn is_flannels(link: &HostLink) -> bool {
+    matches!(link.kind, LinkKind::Vxlan(_) | LinkKind::Tun(_)) && link.name.as_str().starts_with("flannel")
 }
 
 /// Returns flannel's devices without this overlay's mark.
 fn devices<'a>(facts: &'a HostFacts, options: &'a Options) -> impl Iterator<Item = String> + 'a {
-    let is_flannels = |link: &HostLink| match &link.kind {
-        LinkKind::Vxlan(_) | LinkKind::Tun(_) => link.name.as_str().starts_with("flannel"),
-        _ => false,
-    };
     let links = facts
         .links
         .values()

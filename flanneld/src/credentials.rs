@@ -22,6 +22,8 @@ pub(crate) struct CredentialError {
     path: String,
     problem: String,
     pub(crate) remedy: String,
+    /// Whether no connection can succeed.
+    pub(crate) prevents: bool,
 }
 
 /// Reads and checks all of them. An error means that no connection can succeed.
@@ -101,11 +103,12 @@ fn without(flag: &'static str, path: &Path, what: &str) -> CredentialError {
 
 impl CredentialError {
     fn new(flag: &'static str, path: &Path, problem: String, remedy: impl Into<String>) -> Self {
-        Self { flag, path: path.display().to_string(), problem, remedy: remedy.into() }
+        Self { flag, path: path.display().to_string(), problem, remedy: remedy.into(), prevents: true }
     }
 
     fn of_certificate(flag: &'static str, path: &Path, fault: &Fault) -> Self {
-        Self::new(flag, path, fault.to_string(), fault.remedy(&path.display().to_string()))
+        let prevents = fault.prevents_connections();
+        Self { prevents, ..Self::new(flag, path, fault.to_string(), fault.remedy(&path.display().to_string())) }
     }
 
     /// Returns the text without the remedy.

@@ -171,11 +171,12 @@ impl Values {
         Ok(())
     }
 
-    /// Returns the given flags in Go's syntax, without the password.
+    /// Returns the given flags in Go's syntax, without passwords.
     pub(crate) fn summary(&self) -> String {
         let shown = |(&name, texts): (&&'static str, &Vec<String>)| {
-            let hide = name == "etcd-password";
-            texts.iter().map(|text| format!("-{name}={}", if hide { "…" } else { text })).collect::<Vec<_>>()
+            // A URL may contain one.
+            let hides = |text: &str| name == "etcd-password" || (text.contains("://") && text.contains('@'));
+            texts.iter().map(|text| format!("-{name}={}", if hides(text) { "…" } else { text })).collect::<Vec<_>>()
         };
         self.0.iter().flat_map(shown).collect::<Vec<_>>().join(" ")
     }
@@ -402,6 +403,8 @@ mod tests {
 
     #[test]
     fn the_summary_names_the_given_flags_and_no_password() {
+        let url = line("-kube-api-url=https://u:secret@api").unwrap().values;
+        assert_eq!(url.summary(), "-kube-api-url=…");
         let values = line("-iface a -iface b -etcd-password secret -ip-masq").unwrap().values;
         assert_eq!(values.summary(), "-etcd-password=… -iface=a -iface=b -ip-masq=true");
     }

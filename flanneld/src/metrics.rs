@@ -11,7 +11,7 @@ use flannel_backend_udp::CarriedDevice;
 use flannel_backend_udp::path::{Counters, Reason, Traffic};
 use flannel_core::clock::{BootTime, Clock, SystemClock};
 use flannel_core::firewall_keeper::RulesState;
-use flannel_core::overlay::{Contact, Event, Handle, Status};
+use flannel_core::overlay::{Contact, Event, Handle, Status, UplinkState};
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -119,16 +119,24 @@ fn register_node(registry: &mut Registry, observed: &Observed<'_>) {
     let degraded = "1 if peers, records, objects or writes are left out; status names them";
     gauge(registry, "degraded", degraded, status.degraded().is_some());
     let uplink = status.uplink.up();
-    gauge(registry, "uplink_up", "1 if the uplink has its address and a carrier", uplink.is_some());
+    // Before the uplink is selected, it is neither up nor down.
+    if !matches!(status.uplink, UplinkState::Unknown) {
+        gauge(registry, "uplink_up", "1 if the uplink has its address and a carrier", uplink.is_some());
+    }
     let addresses = status.uplink.last().into_iter().flat_map(|uplink| {
         let labels = |addr: &IpAddr| vec![("device", uplink.name.to_string()), ("address", addr.to_string())];
         uplink.addrs.iter().map(move |(_, addr)| (labels(addr), 1))
     });
     gauges(registry, "uplink_info", "Uplink in use, or the last one; the value is always 1", addresses);
     let firewall = "1 if the firewall rules are in place, or none are wanted";
-    gauge(registry, "firewall_in_place", firewall, **rules == RulesState::InPlace);
+    // Before there is a lease, the rules are not known.
+    if **rules != RulesState::Pending {
+        gauge(registry, "firewall_in_place", firewall, **rules == RulesState::InPlace);
+    }
     let changed = "1 if the network configuration in the store differs from the one in use; restart flanneld to use it";
     gauge(registry, "config_changed", changed, status.reconfigured.is_some());
+    let rejected = "1 if the network configuration in the store cannot be used: a restart would not start";
+    gauge(registry, "config_rejected", rejected, status.config_rejected.is_some());
     if let Some(mtu) = status.mtu {
         gauge(registry, "pod_mtu_bytes", "MTU for pods", i64::from(mtu.0));
     }

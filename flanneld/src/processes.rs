@@ -1,6 +1,7 @@
 //! Other flannel agents on this host, by `/proc`. Go flannel's program is called `flanneld`, too.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::{command_table, env, flags};
@@ -14,6 +15,8 @@ pub(crate) struct Agent {
     pub(crate) program: PathBuf,
     /// The overlay by its flags; Go flannel's is `flannel`.
     pub(crate) overlay: String,
+    /// Whether it runs this very program file: such agents exclude each other by their claims.
+    pub(crate) is_this_program: bool,
 }
 
 /// Returns the agents in this network namespace other than this process, as far as this user may see them.
@@ -54,5 +57,7 @@ fn agent(pid: u32, process: &Path) -> Option<Agent> {
     let given = line.values.is_given("overlay-name");
     let overlay = variable.filter(|_| !given).unwrap_or_else(|| line.values.text("overlay-name").to_owned());
     let program = fs::read_link(process.join("exe")).unwrap_or_else(|_| NAME.into());
-    Some(Agent { pid, program, overlay })
+    let place = |process: &Path| fs::metadata(process.join("exe")).ok().map(|found| (found.dev(), found.ino()));
+    let own = place(Path::new("/proc/self"));
+    Some(Agent { pid, program, overlay, is_this_program: own.is_some() && own == place(process) })
 }

@@ -15,7 +15,8 @@ const DEADLINE: Duration = Duration::from_millis(1900);
 /// unblocked.
 pub(crate) fn watch(cancel: CancellationToken) -> io::Result<()> {
     let ignored = [Signal::SIGHUP, Signal::SIGUSR1];
-    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().chain(ignored).collect();
+    let ends: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    let signals: SigSet = ends.iter().chain(ignored).collect();
     signals.thread_block()?;
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         let signal = loop {
@@ -29,7 +30,7 @@ pub(crate) fn watch(cancel: CancellationToken) -> io::Result<()> {
         tracing::info!(target: "flannel::agent", signal = signal.as_str(), "stopping; devices and routes stay");
         cancel.cancel();
         // From here on a signal has its default action, on this thread.
-        if signals.thread_unblock().is_err() {
+        if ends.thread_unblock().is_err() {
             tracing::warn!(target: "flannel::agent", "a second signal will not end the program");
         }
         thread::sleep(DEADLINE);

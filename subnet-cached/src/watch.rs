@@ -71,6 +71,8 @@ impl Watch {
             self.keeper.unheard(self.number);
         }
         match item {
+            // It may come from a file of this host: it does not show that the store answers.
+            Ok(LeaseEvent::ConfigChanged) => Ok(LeaseEvent::ConfigChanged),
             Ok(event) => {
                 self.begun = true;
                 self.keeper.heard(self.number);

@@ -249,12 +249,10 @@ impl Store {
         Ok(())
     }
 
-    /// Takes this node's record unchanged and publishes `attrs`. Returns `None` if it changed meanwhile.
+    /// Writes this node's record with `attrs`, also if it has them: an agent on another host with the same address
+    /// notices it. Returns `None` if the record changed meanwhile.
     async fn overwrite(&self, lease: &Lease, attrs: &LeaseAttrs, value: &str) -> Result<Option<Lease>, SubnetError> {
         let version = Version::from_fence(&lease.fence).unwrap_or(UNKNOWN);
-        if version.is_reservation() && lease.attrs == *attrs {
-            return Ok(Some(lease.clone()));
-        }
         let when = unchanged(&self.key(&lease.key), version).into();
         let put = Put { key: &lease.key, value, when, or_else: Vec::new(), over: Some(version) };
         let outcome = if version.is_reservation() { self.put_reserved(put).await } else { self.put_leased(put).await };

@@ -58,7 +58,8 @@ fn sources() -> impl Iterator<Item = (String, String)> {
     let found = found.filter(move |(file, _)| !of_tests.iter().any(|part| file.contains(part)));
     found.map(|(file, text)| {
         let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default();
-        let code: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect();
+        let code: String =
+            code.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect();
         (file, code)
     })
 }
@@ -127,7 +128,8 @@ fn lines() -> BTreeSet<(String, String)> {
         }
         // Events: the target is that of the function.
         for (nth, function) in code.split("macro_rules! line").enumerate() {
-            let target = literals(function).into_iter().map(|(_, text)| text).find(|text| text.starts_with("flannel::"));
+            let target =
+                literals(function).into_iter().map(|(_, text)| text).find(|text| text.starts_with("flannel::"));
             for call in calls(function, &["line!("]).filter(|_| nth > 0) {
                 let texts = literals(call);
                 if let (Some(target), Some((_, message))) = (&target, texts.last()) {

@@ -26,8 +26,6 @@ pub(crate) struct Reconfiguration {
     confirmed: bool,
     /// The earliest time of the next request.
     not_before: BootTime,
-    /// Why the present configuration cannot be read.
-    rejected: Option<String>,
     backoff: Backoff,
 }
 
@@ -39,7 +37,6 @@ impl Reconfiguration {
             void: false,
             confirmed: false,
             not_before: BootTime::default(),
-            rejected: None,
             backoff: Backoff::new(jitter),
         }
     }
@@ -79,14 +76,8 @@ impl Reconfiguration {
     /// Notes the store's answer.
     pub(crate) fn answered(&mut self, is_same: bool, now: BootTime) {
         self.confirmed |= is_same;
-        (self.not_before, self.rejected) = (now.after(SPACING), None);
+        self.not_before = now.after(SPACING);
         self.backoff.reset();
-    }
-
-    /// Notes why the configuration cannot be read. Returns the reason if it is a new one.
-    fn reject(&mut self, reason: String) -> Option<String> {
-        let is_new = self.rejected.as_ref() != Some(&reason);
-        is_new.then(|| self.rejected.insert(reason).clone())
     }
 
     /// Notes that there was no answer. The request is repeated if contact with the store is otherwise live (`speaks`).
@@ -119,7 +110,7 @@ impl Machine {
             Ok(config) if own_word => config,
             answer => {
                 if let Err(error @ (SubnetError::Invalid { .. } | SubnetError::Unconfigured { .. })) = answer {
-                    self.events.extend(self.reconfiguration.reject(chain(&error)).map(Event::ConfigRejected));
+                    self.reject_config(chain(&error));
                 }
                 return self.reconfiguration.unanswered(now, self.status.store == Contact::Live);
             }
@@ -128,9 +119,16 @@ impl Machine {
         let is_same = in_force.is_same_overlay(&config) && in_force.enable_nftables == config.enable_nftables;
         self.reconfiguration.answered(is_same, now);
         let reconfigured = (!is_same).then(|| Arc::new(config));
-        if self.status.reconfigured != reconfigured {
+        if self.status.reconfigured != reconfigured || self.status.config_rejected.is_some() {
             self.events.extend(reconfigured.clone().map(Event::ConfigChanged));
-            self.show(|status| status.reconfigured = reconfigured);
+            self.show(|status| (status.reconfigured, status.config_rejected) = (reconfigured, None));
+        }
+    }
+
+    fn reject_config(&mut self, reason: String) {
+        if self.status.config_rejected.as_ref() != Some(&reason) {
+            self.events.push(Event::ConfigRejected(reason.clone()));
+            self.show(|status| (status.reconfigured, status.config_rejected) = (None, Some(reason)));
         }
     }
 }

@@ -204,6 +204,9 @@ pub struct Status {
     /// Restart the agent to use it: until then kernel objects stay, and no lease of other networks or another backend
     /// is acquired.
     pub reconfigured: Option<Arc<NetworkConfig>>,
+    /// Why the configuration in the store cannot be used, as text, if it changed to one that is missing, not valid or
+    /// not for a backend of this agent. The one in force stays; a restart would not start. `None` otherwise.
+    pub config_rejected: Option<String>,
     /// The held lease. `None` before it is acquired, and after it was lost or released.
     pub lease: Option<Arc<Lease>>,
     /// The contention for this node's record by another program; `None` if there is none.
@@ -286,6 +289,7 @@ impl Default for Status {
             ended: None,
             network: None,
             reconfigured: None,
+            config_rejected: None,
             lease: None,
             contended: None,
             uplink: UplinkState::default(),
@@ -352,8 +356,7 @@ pub enum Event {
     LeaseUncontended,
     /// The configuration in the store differs from the one in force: see [`Status::reconfigured`].
     ConfigChanged(Arc<NetworkConfig>),
-    /// The configuration in the store cannot be read: it is missing or not valid, for this reason. The one in force
-    /// stays.
+    /// The configuration in the store cannot be used: see [`Status::config_rejected`].
     ConfigRejected(String),
     /// The store listed all records.
     Snapshot(PeerCounts),

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::admit;
 use crate::agent::protected::Reason;
-use crate::agent::status::Event;
+use crate::agent::renewal::Shown;
+use crate::agent::status::{Contact, Event};
 use crate::agent::store_health::Source;
 use crate::clock::BootTime;
 use crate::lease::{LeaseEvent, is_complete};
@@ -14,6 +15,14 @@ use super::{Cause, Change, Machine, SPACING, prefixes_of};
 
 impl Machine {
     pub(super) fn store_event(&mut self, now: BootTime, event: LeaseEvent) {
+        if event == LeaseEvent::ConfigChanged {
+            // It may come from a file of this host: it does not show that the store answers. Once the store does, it is
+            // asked in any case.
+            if self.status.store == Contact::Live {
+                self.reconfiguration.ask();
+            }
+            return;
+        }
         self.store_well(Source::Watch);
         let own = self.local.lease.key.clone();
         let (changes, reset) = match event {
@@ -21,7 +30,7 @@ impl Machine {
                 let record = records.iter().find(|record| record.key == own);
                 let outcome = match record {
                     None if !is_complete(&records) => self.renewal.not_listed(now),
-                    record => self.renewal.own_record(record, now),
+                    record => self.renewal.own_record(record, Shown::List, now),
                 };
                 self.renewal_outcome(now, outcome);
                 let before = self.prefixes;
@@ -30,21 +39,20 @@ impl Machine {
             }
             LeaseEvent::Upsert(record) => {
                 if record.key == own {
-                    let outcome = self.renewal.own_record(Some(&record), now);
+                    let outcome = self.renewal.own_record(Some(&record), Shown::Event, now);
                     self.renewal_outcome(now, outcome);
                 }
                 (self.admission.upsert(record), None)
             }
             LeaseEvent::Remove(key) => {
                 if key == own {
-                    let outcome = self.renewal.own_record(None, now);
+                    let outcome = self.renewal.own_record(None, Shown::Event, now);
                     self.renewal_outcome(now, outcome);
                 }
                 (self.admission.remove(&key), None)
             }
-            LeaseEvent::Resumed => return,
+            LeaseEvent::Resumed | LeaseEvent::ConfigChanged => return,
             LeaseEvent::ThisNode(public) => return self.this_node(now, public),
-            LeaseEvent::ConfigChanged => return self.reconfiguration.ask(),
         };
         if reset.is_some() && self.guard.protected.confirm() {
             self.audit.judged = false;

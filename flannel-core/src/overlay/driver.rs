@@ -20,12 +20,14 @@ use crate::clock::BootTime;
 use crate::config::NetworkConfig;
 use crate::kernel::{Claim, Hint, Kernel, KernelError, Scope, State};
 use crate::lease::{Lease, LeaseEvent, LeaseKey};
+use crate::overlay::builder::Factory;
 use crate::overlay::env_file::{EnvKeeper, Gate};
 use crate::overlay::former_networks::Retention;
 use crate::overlay::handle::{HandleError, QUESTIONS, Question};
 use crate::overlay::removal::{self, LastLease};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::start::acquire;
+use crate::overlay::survey;
 use crate::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
 use crate::text::chain;
 use crate::uplink::Select;
@@ -55,6 +57,7 @@ struct Looked {
 /// The decision core and its calls under way.
 pub(crate) struct Driver<'a> {
     seams: &'a Seams,
+    backends: &'a [(&'static str, Factory)],
     settings: Arc<Settings>,
     machine: Machine,
     questions: mpsc::Receiver<Question>,
@@ -84,6 +87,7 @@ pub(crate) struct Driver<'a> {
 impl<'a> Driver<'a> {
     pub(crate) fn new(
         seams: &'a Seams,
+        backends: &'a [(&'static str, Factory)],
         settings: Arc<Settings>,
         machine: Machine,
         questions: mpsc::Receiver<Question>,
@@ -111,11 +115,20 @@ impl<'a> Driver<'a> {
             next_look: seams.clock.now(),
             env: EnvKeeper::new(&settings, seams.jitter.clone()),
             seams,
+            backends,
             settings,
             machine,
             questions,
             former,
         }
+    }
+
+    /// Returns an error for a configuration that no backend can run: an agent that restarted for it would not start.
+    fn usable(&self, answer: Result<NetworkConfig, SubnetError>) -> Result<NetworkConfig, SubnetError> {
+        let config = answer?;
+        let picked = survey::pick(self.backends, &config);
+        let reject = |error| SubnetError::Invalid { at: "network configuration".to_owned(), reason: chain(&error) };
+        picked.map(|_| config).map_err(reject)
     }
 
     /// Handles inputs and carries out calls until stopped.
@@ -150,7 +163,7 @@ impl<'a> Driver<'a> {
                 Ok(()) = self.uplink.changed() => Input::Uplink(self.uplink.borrow_and_update().clone()),
                 input = finished(&mut self.kernel) => input,
                 answer = finished(&mut self.store) => Input::Lease(answer),
-                answer = finished(&mut self.config) => Input::Config(answer),
+                answer = finished(&mut self.config) => Input::Config(self.usable(answer)),
                 // Hints are merged, so polling them first cannot starve the store; a busy store could starve them.
                 Some(hint) = self.hints.next() => Input::Hint(hint),
                 event = self.watch.next() => {

@@ -1,6 +1,6 @@
 //! Removes everything: at the end of an agent, or after an agent that has ended.
 
-use crate::kernel::{ApplyReport, KernelError, Op, OpText, Residence, Scope, State};
+use crate::kernel::{ApplyReport, KernelError, LinkNames, Op, OpText, Residence, Scope, State};
 use crate::plan::{Plan, plan as planned};
 use futures_util::StreamExt;
 use std::collections::BTreeSet;
@@ -147,7 +147,9 @@ async fn clear_marked(
     mode: Mode,
 ) -> Result<Cleared, OverlayError> {
     let slots = settings.slots.clone();
-    let scope = Scope { former, slots, ..Scope::new(settings.name.clone(), networks) };
+    let facts = seams.kernel.host_facts(&settings.uplink.reaches()).await;
+    let names = facts.map(|facts| LinkNames::of(Arc::new(facts))).unwrap_or_default();
+    let scope = Scope { former, slots, names, ..Scope::new(settings.name.clone(), networks) };
     let removal = |seen: &State| planned(&State::default(), seen, &scope, &|_| None);
     match mode {
         Mode::Remove => clear(seams, &scope, removal).await,

@@ -399,7 +399,7 @@ async fn agent(
     }
     machine.look_after(former.iter().flat_map(|networks| networks.iter()).map(|(_, network)| *network).collect());
     let (asker, questions) = mpsc::channel(QUESTIONS);
-    let mut driver = Driver::new(seams, settings, machine, questions, former_claims, want.foreign);
+    let mut driver = Driver::new(seams, backends, settings, machine, questions, former_claims, want.foreign);
     shared.answer_at(Some(asker));
     let outcome = driver.until(stop).await;
     shared.answer_at(None);

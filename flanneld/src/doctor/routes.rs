@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flannel_core::backend::Uplink;
 use flannel_core::config::NetworkConfig;
-use flannel_core::kernel::{LinkId, Route, RouteKey, RouteKind};
+use flannel_core::kernel::{LinkId, LinkName, Route, RouteKey, RouteKind};
 use flannel_core::net::Prefix;
 
 use super::{Finding, Severity};
@@ -20,7 +20,7 @@ pub(super) fn judge(
     uplink: &Uplink,
     seen: &BTreeMap<RouteKey, Route>,
 ) -> Vec<Finding> {
-    let routes = by_hand(config, uplink.name.as_str(), seen);
+    let routes = by_hand(config, |link| (link == LinkId::Uplink).then_some(&uplink.name), seen);
     let nobodys = routes.filter_map(|(prefix, way)| (!leased.contains(&prefix)).then_some(way));
     let finding = |way: String| {
         let found = format!(
@@ -36,11 +36,11 @@ pub(super) fn judge(
     findings
 }
 
-/// Returns the routes through the uplink to a subnet of a node that no routing daemon made, as Go flannel's, each as
-/// `ip route delete` takes it.
+/// Returns the routes to a subnet of a node that no routing daemon made, as Go flannel's, each as `ip route delete` takes
+/// it, through links that have a `name`.
 pub(crate) fn by_hand<'a>(
     config: &'a NetworkConfig,
-    uplink: &'a str,
+    name: impl Fn(LinkId) -> Option<&'a LinkName> + 'a,
     seen: &'a BTreeMap<RouteKey, Route>,
 ) -> impl Iterator<Item = (Prefix, String)> + 'a {
     let is_subnet = |prefix: &Prefix| {
@@ -49,15 +49,15 @@ pub(crate) fn by_hand<'a>(
     };
     seen.iter().filter_map(move |(RouteKey { prefix, .. }, route)| {
         let by_hand = route.kind == RouteKind::Unicast && route.protocol == Route::BOOT;
-        let gateway = route.gateway.filter(|_| by_hand && route.link == Some(LinkId::Uplink))?;
-        is_subnet(prefix).then(|| (*prefix, format!("{prefix} via {gateway} dev {uplink}")))
+        let gateway = route.gateway.filter(|_| by_hand)?;
+        let device = name(route.link?)?;
+        is_subnet(prefix).then(|| (*prefix, format!("{prefix} via {gateway} dev {device}")))
     })
 }
 
 #[cfg(test)]
 mod tests {
     use flannel_core::config::Allocation;
-    use flannel_core::kernel::LinkName;
     use flannel_core::net::{Dual, Mtu};
 
     use super::*;

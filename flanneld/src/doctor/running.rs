@@ -39,6 +39,11 @@ pub(super) fn ask(options: &Options) -> (Option<Running>, Finding) {
             return (None, Finding::new("agent", Severity::Warning, chain(&error), fix));
         }
     };
+    if let Some(overlay) = status["overlay"].as_str().filter(|overlay| *overlay != options.overlay.as_str()) {
+        let found = format!("the agent of overlay {overlay} answers at {}", metrics.addr);
+        let fix = "give the -metrics-port of the agent of this overlay";
+        return (None, Finding::new("agent", Severity::Note, found, fix));
+    }
     let pid = status["pid"].as_u64();
     let process = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
     let finding = if status["ready"] == Value::Bool(true) {

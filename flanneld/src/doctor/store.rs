@@ -33,7 +33,8 @@ pub(super) async fn examine(options: &Options) -> (Option<Content>, Vec<Finding>
     let mut findings = Vec::new();
     if let Place::Etcd(config) = &options.store.place {
         let doubt = |doubt: credentials::CredentialError| {
-            Finding::new("certificates", Severity::Error, doubt.problem(), doubt.remedy)
+            let severity = if doubt.prevents { Severity::Error } else { Severity::Warning };
+            Finding::new("certificates", severity, doubt.problem(), doubt.remedy)
         };
         findings.extend(credentials::doubts(config).into_iter().map(doubt));
     }

@@ -90,6 +90,12 @@ impl Document<'_> {
         if status.reconfigured.is_some() {
             rows.row("network", "the configuration in the store has changed: restart this agent to use it")?;
         }
+        if let Some(error) = &status.config_rejected {
+            rows.row(
+                "network",
+                format_args!("the configuration in the store cannot be used; the former one stays: {error}"),
+            )?;
+        }
         if let Some(reason) = &status.own_trouble {
             rows.row("own record", format_args!("not accepted by other nodes: {}", WithRemedy(reason)))?;
         }

@@ -23,8 +23,12 @@ fn a_changed_configuration_is_shown_at_once_and_kept_or_taken_up_as_asked() {
     cluster.configure("{");
     for agent in [&keeper, &follower] {
         agent.until("warned", || agent.log().contains("cannot be used; this agent keeps the former one"));
+        assert_eq!(agent.metric("flannel_config_rejected"), Some(1.0));
         agent.until_ready();
     }
+    // One that no backend here can run ends no agent either.
+    cluster.configure(&OTHER.replace("vxlan", "vxlna"));
+    follower.until("told", || status(&follower)["status"]["config_rejected"].to_string().contains("vxlna"));
     cluster.configure(VXLAN);
     keeper.until("as before", || status(&keeper)["status"]["reconfigured"].is_null());
 }

@@ -80,12 +80,9 @@ async fn an_overflow_of_the_kernels_queue_leads_to_a_reset() {
     }
     files.iter().for_each(|file| fs::remove_file(file).unwrap());
     loop {
-        match next(&mut watch).await.unwrap() {
-            LeaseEvent::Reset(records) => {
-                assert_eq!(records.len(), 1, "{records:?}");
-                return;
-            }
-            _ => {}
+        if let LeaseEvent::Reset(records) = next(&mut watch).await.unwrap() {
+            assert_eq!(records.len(), 1, "{records:?}");
+            return;
         }
     }
 }

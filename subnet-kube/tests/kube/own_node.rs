@@ -156,7 +156,7 @@ async fn a_lease_of_a_node_that_was_deleted_and_made_again_is_lost_and_had_again
     assert!(matches!(store.renew(&lease).await, Err(SubnetError::Lost(_))));
     lab.node(nth).await;
     match store.renew(&lease).await {
-        Err(SubnetError::Lost(why)) => assert!(why.contains("made again"), "{why}"),
+        Err(SubnetError::Lost(why)) => assert!(why.contains("created again"), "{why}"),
         other => panic!("{other:?}"),
     }
     assert_eq!(lab.annotations(nth).await, json!({}), "nothing is written to a Node that is another one");
@@ -391,7 +391,7 @@ async fn a_server_in_clear_text_behind_https_is_named_with_the_remedy() {
     let error = store.this_node().await.unwrap_err();
     assert!(matches!(error, SubnetError::Unavailable { .. }), "{error:?}");
     let said = flannel_core::text::chain(&error);
-    assert!(said.contains(&url) && said.contains("the server speaks clear text"), "{said}");
+    assert!(said.contains(&url) && said.contains("the server serves no TLS"), "{said}");
 }
 
 /// The answer to a patch for a Node that was replaced by another: docs/compatibility.md, "Writing".

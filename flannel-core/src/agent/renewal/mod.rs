@@ -67,6 +67,15 @@ pub(crate) struct Renewal {
     jitter: Jitter,
 }
 
+/// How the store shows a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shown {
+    /// In a list, as after a gap.
+    List,
+    /// As a change that was just made.
+    Event,
+}
+
 /// What identifies this node to the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum KnownBy {
@@ -159,7 +168,7 @@ impl Renewal {
     pub(crate) fn expire(&mut self, now: BootTime) -> Outcome {
         self.contention.calm(now);
         match self.lease.expires {
-            Some(expires) if expires <= now && !self.lost => self.lose(LossReason::Expired, now),
+            Some(expires) if expires <= now && !self.lost => self.lose(LossReason::Expired, Change::Loss, now),
             _ => Outcome::Same,
         }
     }
@@ -191,7 +200,10 @@ impl Renewal {
                 self.ask(Change::Loss, now);
                 (Outcome::Same, None)
             }
-            Err(SubnetError::Lost(reason)) if !self.lost => (self.lose(LossReason::Refused(reason), now), None),
+            Err(SubnetError::Lost(reason)) if !self.lost => {
+                // The record is gone or another node's. In the latter case the store shows it.
+                (self.lose(LossReason::Refused(reason), Change::Loss, now), None)
+            }
             Err(error) => {
                 // A record that was shown meanwhile is ignored: the next call determines the state.
                 self.unacknowledged = true;
@@ -225,7 +237,7 @@ impl Renewal {
     }
 
     /// Handles this node's record as the store shows it, or its absence.
-    pub(crate) fn own_record(&mut self, record: Option<&Record>, now: BootTime) -> Outcome {
+    pub(crate) fn own_record(&mut self, record: Option<&Record>, shown: Shown, now: BootTime) -> Outcome {
         let seen = record.and_then(|record| record.lease.as_ref().ok());
         self.rewrite = self.known_by == KnownBy::Name && seen.is_none() && !self.lost;
         if self.asked.is_some() {
@@ -254,7 +266,8 @@ impl Renewal {
         let Some(seen) = seen else {
             let damage = record.and_then(|record| record.lease.as_ref().err());
             let damaged = |bad: &BadRecord| LossReason::Refused(format!("its record is damaged: {}", bad.reason));
-            return self.lose(damage.map_or(LossReason::Deleted, |bad| damaged(bad)), now);
+            let change = if damage.is_some() { Change::Write } else { Change::Loss };
+            return self.lose(damage.map_or(LossReason::Deleted, |bad| damaged(bad)), change, now);
         };
         if self.publish.as_ref() == Some(&seen.attrs) && seen.subnets == self.lease.subnets {
             // This node's write, whose reply was lost.
@@ -266,11 +279,12 @@ impl Renewal {
         }
         match seen {
             seen if self.known_by == KnownBy::Address && seen.attrs.public_ip != self.lease.attrs.public_ip => {
-                self.lose(LossReason::Taken, now)
+                self.lose(LossReason::Taken, Change::Write, now)
             }
             seen if seen.subnets != self.lease.subnets => {
                 let subnets: Vec<_> = seen.subnets.iter().map(|(_, subnet)| subnet.to_string()).collect();
-                self.lose(LossReason::Refused(format!("the record now names {}", subnets.join(", "))), now)
+                let reason = LossReason::Refused(format!("the record now names {}", subnets.join(", ")));
+                self.lose(reason, Change::Write, now)
             }
             seen if seen.attrs == self.lease.attrs => {
                 let is_written = seen.fence != self.lease.fence;
@@ -284,13 +298,14 @@ impl Renewal {
                 let is_own = is_written && std::mem::take(&mut self.unacknowledged);
                 if is_written && !is_own && self.known_by == KnownBy::Address {
                     // Another agent publishes the same: it has the same address. Writing the record once more shows it
-                    // that there are two.
-                    self.ask(Change::Write, now);
+                    // that there are two, and its answer is an event. A list may be that of a restored store, or show
+                    // what a former run wrote.
+                    self.ask(if shown == Shown::Event { Change::Write } else { Change::Loss }, now);
                 }
                 Outcome::Same
             }
             // The node that has the address now has taken over the record.
-            _ if self.address == Address::Lost => self.lose(LossReason::Taken, now),
+            _ if self.address == Address::Lost => self.lose(LossReason::Taken, Change::Write, now),
             // Another program edited the record: write it again, over the version just read.
             seen => {
                 self.publish.get_or_insert_with(|| self.lease.attrs.clone());
@@ -325,7 +340,8 @@ impl Renewal {
         let elsewhere = lease.subnets != self.lease.subnets || lease.key != self.lease.key;
         let replaced = self.lost || elsewhere;
         if elsewhere && !self.lost && self.known_by == KnownBy::Name && self.policy != LossPolicy::Reacquire {
-            return self.lose(LossReason::Refused("another node has its subnets".to_owned()), now);
+            let reason = LossReason::Refused("another node has its subnets".to_owned());
+            return self.lose(reason, Change::Write, now);
         }
         (self.lost, self.rewrite) = (false, doubtful && vanished && self.known_by == KnownBy::Name);
         self.lease = Arc::new(lease);
@@ -339,12 +355,8 @@ impl Renewal {
         if replaced { Outcome::Replaced } else { Outcome::Renewed }
     }
 
-    fn lose(&mut self, reason: LossReason, now: BootTime) -> Outcome {
+    fn lose(&mut self, reason: LossReason, change: Change, now: BootTime) -> Outcome {
         (self.lost, self.rewrite) = (true, false);
-        let change = match reason {
-            LossReason::Deleted | LossReason::Expired => Change::Loss,
-            LossReason::Taken | LossReason::Refused(_) => Change::Write,
-        };
         self.ask(change, now);
         Outcome::Lost(reason)
     }

@@ -35,7 +35,7 @@ fn a_rival_does_not_make_a_short_lease_run_out() {
     edited.attrs.backend_type = "theirs".into();
     for n in 0..8 {
         edited.fence = Fence(Some(n.to_string().into()));
-        assert_eq!(held.own_record(Some(&record(edited.clone())), at(1)), Outcome::Same);
+        assert_eq!(held.own_record(Some(&record(edited.clone())), Shown::Event, at(1)), Outcome::Same);
     }
     assert!(held.deadline().is_some_and(|due| due <= at(11)), "{:?}", held.deadline());
 }
@@ -60,11 +60,11 @@ fn an_edited_record_is_written_again_and_a_deleted_one_is_lost() {
     let mut edited = lease(None);
     edited.attrs.backend_type = "vxlan".into();
     edited.fence = Fence(Some("7".into()));
-    assert_eq!(held.own_record(Some(&record(edited)), at(1)), Outcome::Same);
+    assert_eq!(held.own_record(Some(&record(edited)), Shown::Event, at(1)), Outcome::Same);
     let Some(StoreCall::Renew(renewed)) = held.call(at(1)) else { panic!("no renewal") };
     assert_eq!((&renewed.attrs, &renewed.fence), (&lease(None).attrs, &Fence(Some("7".into()))));
     let mut held = with_lease(None);
-    assert_eq!(held.own_record(None, at(1)), Outcome::Lost(LossReason::Deleted));
+    assert_eq!(held.own_record(None, Shown::Event, at(1)), Outcome::Lost(LossReason::Deleted));
     assert!(!held.is_held());
 }
 
@@ -72,7 +72,7 @@ fn an_edited_record_is_written_again_and_a_deleted_one_is_lost() {
 fn a_record_shown_without_expiry_does_not_end_renewal() {
     let mut held = with_lease(Some(120));
     let touched = Lease { fence: Fence(Some("8".into())), ..lease(None) };
-    assert_eq!(held.own_record(Some(&record(touched)), at(1)), Outcome::Same);
+    assert_eq!(held.own_record(Some(&record(touched)), Shown::Event, at(1)), Outcome::Same);
     let Some(StoreCall::Renew(renewed)) = held.call(at(70)) else { panic!("no renewal") };
     assert_eq!((renewed.expires, &renewed.fence), (Some(at(120)), &Fence(Some("8".into()))));
 }
@@ -137,7 +137,7 @@ fn assert_spaced(times: &[u128]) {
 fn a_lease_that_a_rival_keeps_taking_is_taken_back_ever_later() {
     let mut held = with_lease(None);
     let times = calls(&mut held, lease(None), |held, now| {
-        assert_eq!(held.own_record(Some(&taken()), now), Outcome::Lost(LossReason::Taken));
+        assert_eq!(held.own_record(Some(&taken()), Shown::Event, now), Outcome::Lost(LossReason::Taken));
     });
     assert_spaced(&times);
     let contended = held.contended().unwrap();
@@ -150,7 +150,7 @@ fn a_record_that_a_rival_keeps_editing_is_written_ever_later() {
     let mut held = with_lease(None);
     let times = calls(&mut held, lease(None), |held, now| {
         for fence in ["7", "8", "9"] {
-            assert_eq!(held.own_record(Some(&record(edited(fence))), now), Outcome::Same);
+            assert_eq!(held.own_record(Some(&record(edited(fence))), Shown::Event, now), Outcome::Same);
         }
     });
     assert_spaced(&times);
@@ -160,11 +160,11 @@ fn a_record_that_a_rival_keeps_editing_is_written_ever_later() {
 fn a_record_that_a_rival_edits_while_it_is_being_written_is_written_ever_later() {
     let mut held = with_lease(None);
     let mut times = Vec::new();
-    held.own_record(Some(&record(edited("7"))), at(0));
+    held.own_record(Some(&record(edited("7"))), Shown::Event, at(0));
     while let Some(now) = held.deadline().filter(|due| *due < at(120) && times.len() < 1000) {
         held.call(now).unwrap();
         times.push(now.0.as_millis());
-        held.own_record(Some(&record(edited("7"))), now);
+        held.own_record(Some(&record(edited("7"))), Shown::Event, now);
         held.answered(Ok(lease(None)), now);
     }
     assert_spaced(&times);
@@ -176,7 +176,7 @@ fn a_lease_that_has_run_out_when_it_is_given_is_asked_for_ever_later() {
         let mut held = with_lease(None);
         let mut times = Vec::new();
         let mut now = at(100);
-        held.own_record(None, now);
+        held.own_record(None, Shown::Event, now);
         while now < at(220) && times.len() < 1000 {
             held.expire(now);
             if held.call(now).is_some() {
@@ -204,7 +204,7 @@ fn a_lease_that_stood_for_half_a_minute_is_taken_back_at_once() {
     let mut held = with_lease(None);
     for now in [at(100), at(131)] {
         held.expire(now);
-        held.own_record(None, now);
+        held.own_record(None, Shown::Event, now);
         assert!(matches!(held.call(now), Some(StoreCall::Acquire(_))), "at once");
         held.answered(Ok(lease(None)), now);
         assert_eq!(held.contended(), None, "a deleted record is nobody's contention");
@@ -217,19 +217,32 @@ fn a_lease_that_stood_for_half_a_minute_is_taken_back_at_once() {
 #[test]
 fn another_agent_that_publishes_the_same_is_noticed_and_answered() {
     let mut held = with_lease(None);
-    assert_eq!(held.own_record(Some(&record(fenced("1"))), at(1)), Outcome::Same);
+    assert_eq!(held.own_record(Some(&record(fenced("1"))), Shown::Event, at(1)), Outcome::Same);
     let Some(StoreCall::Renew(renewed)) = held.call(at(1)) else { panic!("no answer") };
     assert_eq!((&renewed.attrs, &renewed.fence), (&lease(None).attrs, &Fence(Some("1".into()))));
     assert_eq!(held.contended().map(|contended| contended.times), Some(1));
     held.answered(Ok(fenced("2")), at(1));
     // The other agent does the same.
-    held.own_record(Some(&record(fenced("2"))), at(1));
-    held.own_record(Some(&record(fenced("3"))), at(1));
+    held.own_record(Some(&record(fenced("2"))), Shown::Event, at(1));
+    held.own_record(Some(&record(fenced("3"))), Shown::Event, at(1));
     assert!(held.contended().unwrap().next.is_some_and(|next| next > at(1)), "{:?}", held.contended());
+    // A list may be that of a restored store, or show what a former run wrote: the record is written once more.
+    let mut held = with_lease(None);
+    held.own_record(Some(&record(fenced("1"))), Shown::List, at(1));
+    assert!(matches!(held.call(at(1)), Some(StoreCall::Renew(_))) && held.contended().is_none());
     // In a store that knows nodes by name, it is this node's own record in any case.
     let mut held = named(LossPolicy::Reacquire);
-    held.own_record(Some(&record(fenced("1"))), at(1));
+    held.own_record(Some(&record(fenced("1"))), Shown::Event, at(1));
     assert_eq!((held.call(at(1)), held.contended()), (None, None));
+}
+
+#[test]
+fn a_renewal_of_a_lease_that_is_gone_is_no_rivals() {
+    let mut held = with_lease(Some(120));
+    held.call(at(67)).unwrap();
+    let (outcome, _) = held.answered(Err(SubnetError::Lost("the record is gone".to_owned())), at(67));
+    assert!(matches!(outcome, Outcome::Lost(LossReason::Refused(_))));
+    assert!(matches!(held.call(at(67)), Some(StoreCall::Acquire(_))) && held.contended().is_none());
 }
 
 #[test]
@@ -237,7 +250,7 @@ fn an_own_renewal_whose_reply_was_lost_is_no_rivals() {
     let mut held = with_lease(Some(120));
     held.call(at(67)).unwrap();
     held.answered(Err(SubnetError::Unavailable { doing: "renewing", source: "cut".into() }), at(67));
-    held.own_record(Some(&record(fenced("9"))), at(67));
+    held.own_record(Some(&record(fenced("9"))), Shown::Event, at(67));
     held.expire(at(100));
     assert_eq!((held.contended(), &held.lease().fence), (None, &Fence(Some("9".into()))));
 }
@@ -245,7 +258,7 @@ fn an_own_renewal_whose_reply_was_lost_is_no_rivals() {
 #[test]
 fn renewals_do_not_put_off_the_peace() {
     let mut held = with_lease(Some(120));
-    held.own_record(None, at(1));
+    held.own_record(None, Shown::Event, at(1));
     for now in [1, 10, 20, 30, 31] {
         held.publish(edited("").attrs, at(now));
         held.expire(at(now));
@@ -259,7 +272,7 @@ fn renewals_do_not_put_off_the_peace() {
 #[test]
 fn what_the_host_publishes_does_not_undercut_the_waits() {
     let mut held = with_lease(None);
-    held.own_record(None, at(1));
+    held.own_record(None, Shown::Event, at(1));
     held.call(at(1)).unwrap();
     let away = SubnetError::Unavailable { doing: "acquiring", source: "down".into() };
     held.answered(Err(away), at(1));
@@ -277,18 +290,18 @@ fn a_late_record_does_not_undo_what_was_written_since() {
     held.answered(Ok(Lease { attrs: other.clone(), ..fenced("9") }), at(1));
     // The same with an older fence, which the store would refuse.
     let late = Lease { attrs: other.clone(), ..fenced("8") };
-    held.own_record(Some(&record(late)), at(2));
+    held.own_record(Some(&record(late)), Shown::Event, at(2));
     assert_eq!((&held.lease().fence, held.deadline()), (&Fence(Some("9".into())), None));
     // A different record may be older or newer: only the store can tell.
     for seen in [Some(record(fenced("7"))), Some(taken()), None] {
-        assert_eq!(held.own_record(seen.as_ref(), at(2)), Outcome::Same);
+        assert_eq!(held.own_record(seen.as_ref(), Shown::Event, at(2)), Outcome::Same);
         assert!(held.is_held() && held.deadline() == Some(at(2)));
     }
     // Once this node's write is shown, the other record is known to be older.
-    held.own_record(Some(&record(Lease { attrs: other, ..fenced("9") })), at(2));
+    held.own_record(Some(&record(Lease { attrs: other, ..fenced("9") })), Shown::Event, at(2));
     assert_eq!((held.deadline(), held.contended()), (None, None));
     // From then on every record is newer.
-    assert_eq!(held.own_record(Some(&taken()), at(3)), Outcome::Lost(LossReason::Taken));
+    assert_eq!(held.own_record(Some(&taken()), Shown::Event, at(3)), Outcome::Lost(LossReason::Taken));
 }
 
 #[test]
@@ -304,21 +317,21 @@ fn an_earlier_own_write_that_is_shown_late_is_no_rivals_where_the_fence_stays() 
         held.call(at(1)).unwrap();
         assert_eq!(held.answered(Ok(at_address(n)), at(1)).0, Outcome::Renewed);
     }
-    assert_eq!(held.own_record(Some(&record(at_address(7))), at(1)), Outcome::Same);
-    assert_eq!(held.own_record(Some(&record(at_address(8))), at(1)), Outcome::Same);
+    assert_eq!(held.own_record(Some(&record(at_address(7))), Shown::Event, at(1)), Outcome::Same);
+    assert_eq!(held.own_record(Some(&record(at_address(8))), Shown::Event, at(1)), Outcome::Same);
     assert!(held.is_held() && held.contended().is_none());
-    assert_eq!(held.own_record(Some(&record(at_address(9))), at(2)), Outcome::Lost(LossReason::Taken));
+    assert_eq!(held.own_record(Some(&record(at_address(9))), Shown::Event, at(2)), Outcome::Lost(LossReason::Taken));
 }
 
 #[test]
 fn what_came_of_an_own_acquisition_is_no_contention() {
     let mut held = with_lease(None);
-    held.own_record(None, at(1));
+    held.own_record(None, Shown::Event, at(1));
     held.call(at(1)).unwrap();
     let subnets = Dual { v4: Some("10.5.2.0/24".parse().unwrap()), v6: None };
     let other = Lease { subnets, ..fenced("9") };
-    assert_eq!(held.own_record(None, at(1)), Outcome::Same);
-    assert_eq!(held.own_record(Some(&record(other.clone())), at(1)), Outcome::Same);
+    assert_eq!(held.own_record(None, Shown::Event, at(1)), Outcome::Same);
+    assert_eq!(held.own_record(Some(&record(other.clone())), Shown::Event, at(1)), Outcome::Same);
     assert_eq!(held.answered(Ok(other), at(1)).0, Outcome::Replaced);
     assert_eq!(held.call(at(10)), None);
 }
@@ -344,7 +357,7 @@ fn an_own_write_whose_reply_was_lost_is_no_rivals() {
     held.call(at(1)).unwrap();
     held.answered(Err(SubnetError::Unavailable { doing: "renewing", source: "cut".into() }), at(1));
     let own = record(Lease { attrs: moved.clone(), ..fenced("9") });
-    assert_eq!(held.own_record(Some(&own), at(1)), Outcome::Renewed);
+    assert_eq!(held.own_record(Some(&own), Shown::Event, at(1)), Outcome::Renewed);
     assert_eq!((&held.lease().attrs, held.contended()), (&moved, None));
 }
 
@@ -361,7 +374,7 @@ fn the_record_of_a_named_node_is_written_again_and_the_lease_kept() {
     ] {
         for policy in [LossPolicy::Reacquire, LossPolicy::Keep, LossPolicy::Stop] {
             let mut held = named(policy);
-            assert_eq!(held.own_record(shown.as_ref(), at(1)), Outcome::Same, "{what}");
+            assert_eq!(held.own_record(shown.as_ref(), Shown::Event, at(1)), Outcome::Same, "{what}");
             match held.call(at(1)).expect(what) {
                 StoreCall::Acquire(want) => {
                     assert!(acquires, "{what}");
@@ -375,7 +388,7 @@ fn the_record_of_a_named_node_is_written_again_and_the_lease_kept() {
             }
             let written = Lease { expires: Some(at(121)), ..fenced("8") };
             assert_eq!(held.answered(Ok(written.clone()), at(1)).0, Outcome::Renewed, "{what}");
-            assert_eq!(held.own_record(Some(&record(written)), at(1)), Outcome::Same, "{what}");
+            assert_eq!(held.own_record(Some(&record(written)), Shown::Event, at(1)), Outcome::Same, "{what}");
             assert!(held.is_held() && held.call(at(30)).is_none(), "{what}");
         }
     }
@@ -390,7 +403,7 @@ fn a_named_node_whose_subnets_were_taken_meanwhile_follows_its_policy() {
         (LossPolicy::Stop, Outcome::Lost(LossReason::Refused("another node has its subnets".into()))),
     ] {
         let mut held = named(policy);
-        held.own_record(None, at(1));
+        held.own_record(None, Shown::Event, at(1));
         held.call(at(1)).unwrap();
         assert_eq!(held.answered(Ok(elsewhere.clone()), at(1)).0, outcome);
     }
@@ -413,7 +426,7 @@ fn a_named_nodes_record_that_goes_while_it_is_renewed_is_written_again() {
     for answer in [refused(), Ok(fenced("8"))] {
         let mut held = named(LossPolicy::Reacquire);
         held.call(at(67)).unwrap();
-        assert_eq!(held.own_record(None, at(68)), Outcome::Same);
+        assert_eq!(held.own_record(None, Shown::Event, at(68)), Outcome::Same);
         let (outcome, error) = held.answered(answer, at(68));
         assert!(matches!(outcome, Outcome::Same | Outcome::Renewed), "{outcome:?}");
         assert!(error.is_none() && held.is_held());
@@ -425,7 +438,7 @@ fn a_named_nodes_record_that_goes_while_it_is_renewed_is_written_again() {
 fn a_named_nodes_record_that_is_kept_from_it_is_written_ever_later() {
     let mut held = Renewal::new(Arc::new(lease(None)), LossPolicy::Reacquire, KnownBy::Name, at(0), Jitter::seeded(1));
     let times = calls(&mut held, lease(None), |held, now| {
-        held.own_record(None, now);
+        held.own_record(None, Shown::Event, now);
     });
     assert_spaced(&times);
 }

@@ -1,6 +1,7 @@
 //! A cluster whose nodes run either program.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
 use std::process::Command;
 use std::time::Duration;
 
@@ -136,7 +137,12 @@ impl Cluster {
                 (ours, format!("log{nth}-ours"))
             }
             Program::Go => {
-                let mut go = Command::new(testkit::go_flannel::program().unwrap());
+                // Under the name that it has on hosts.
+                let place = self.site.path("flanneld");
+                if !place.exists() {
+                    symlink(testkit::go_flannel::program().unwrap(), &place).unwrap();
+                }
+                let mut go = Command::new(place);
                 go.args(&args).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
                 (go, format!("log{nth}-go"))
             }
