@@ -91,7 +91,7 @@ pub(crate) fn run(options: &Options, flags: &str, warnings: &[String]) -> Result
         tracing::warn!(target: "flannel::agent", "{warning}");
     }
     if let StorePlace::Etcd(config) = &options.store.place {
-        credentials::doubts(config).iter().for_each(|doubt| tracing::warn!("{doubt}"));
+        credentials::doubts(config).iter().for_each(|doubt| tracing::warn!(target: "flannel::store", "{doubt}"));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AgentError::Threads)?;
     let outcome = runtime.block_on(supervise(options, places, &log, cancel));

@@ -15,7 +15,7 @@ use crate::flags::near;
 pub(crate) async fn warn(handle: Handle) {
     let Ok(status) = handle.wait_for(|status| status.network.is_some()).await else { return };
     let ignored = status.network.as_deref().map(ignored).unwrap_or_default();
-    ignored.iter().for_each(|key| tracing::warn!("network configuration: {}", Plain(key)));
+    ignored.iter().for_each(|key| tracing::warn!(target: "flannel::store", "network configuration: {}", Plain(key)));
 }
 
 /// Returns a sentence for each such key.

@@ -9,6 +9,8 @@ use flannel_core::backoff::{Backoff, Jitter};
 use flannel_core::lease::LeaseEvent;
 use flannel_core::subnet::SubnetError;
 use futures_util::stream::{self, BoxStream, StreamExt};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::connect::{Connection, Header};
 use crate::error::Fault;
@@ -20,9 +22,17 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// Returns an event each time the configuration differs from the one that [`Store::network_config`] last returned.
 pub(crate) fn watch(store: Arc<Store>) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
     let watch = ConfigWatch { store, source: None, backoff: Backoff::up_to(LONGEST, Jitter::random()) };
-    stream::unfold(watch, |mut watch| async move {
-        watch.next().await;
-        Some((Ok(LeaseEvent::ConfigChanged), watch))
+    let (sender, mut changes) = mpsc::channel(1);
+    let mut run = Some(watch.run(sender));
+    // A task, which ends with the stream: a stream that is not polled for a while must not hold up other users of the
+    // connection.
+    let mut task = JoinSet::new();
+    stream::poll_fn(move |context| {
+        // Not earlier: a watch may be created outside of a runtime.
+        if let Some(run) = run.take() {
+            task.spawn(run);
+        }
+        changes.poll_recv(context).map(|change| change.map(|()| Ok(LeaseEvent::ConfigChanged)))
     })
     .boxed()
 }
@@ -34,6 +44,15 @@ struct ConfigWatch {
 }
 
 impl ConfigWatch {
+    async fn run(mut self, changes: mpsc::Sender<()>) {
+        loop {
+            self.next().await;
+            if changes.send(()).await.is_err() {
+                return;
+            }
+        }
+    }
+
     async fn next(&mut self) {
         loop {
             match self.step().await {

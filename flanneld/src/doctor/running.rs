@@ -83,12 +83,12 @@ pub(super) fn others(options: &Options, running: Option<&Running>) -> Vec<Findin
     others.iter().take(NAMED).map(finding).collect()
 }
 
-/// Compares the configuration in the store with the one that the running agent goes by.
+/// Compares the configuration in the store with the one that the running agent uses.
 pub(super) fn change(in_force: &Value, stored: &NetworkConfig) -> Finding {
     let document: Value = serde_json::from_str(&stored.to_json()).unwrap_or_default();
     let differences = differences(in_force, &document);
     if differences.is_empty() {
-        return Finding::ok("configuration", "the agent goes by the one in the store");
+        return Finding::ok("configuration", "the agent uses the one in the store");
     }
     let listed = differences.join(", ");
     let former = NetworkConfig::parse(in_force.to_string().as_bytes(), Allocation::External);
@@ -98,7 +98,7 @@ pub(super) fn change(in_force: &Value, stored: &NetworkConfig) -> Finding {
         let found = format!("the one in the store has changed: {listed}");
         return Finding::new("configuration", Severity::Note, found, "nothing: new leases go by it without a restart");
     }
-    let found = format!("the one in the store has changed, and the running agent goes by the old one: {listed}");
+    let found = format!("the one in the store has changed, and the running agent uses the former one: {listed}");
     let fix = "restart the agent on every node (systemctl restart flanneld), or write the old configuration again";
     Finding::new("configuration", Severity::Warning, found, fix)
 }
