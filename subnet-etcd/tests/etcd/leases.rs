@@ -376,7 +376,11 @@ async fn a_full_store_is_unavailable_with_its_remedy() {
     while client.put("/filler", "x".repeat(1_000_000), None).await.is_ok() {}
     let error = store.renew(&lease).await.unwrap_err();
     assert!(matches!(error, SubnetError::Unavailable { .. }), "{error:?}");
-    assert!(chain(&error).contains("etcdctl alarm disarm") && chain(&error).contains(&etcd.endpoint(0)), "{}", chain(&error));
+    assert!(
+        chain(&error).contains("etcdctl alarm disarm") && chain(&error).contains(&etcd.endpoint(0)),
+        "{}",
+        chain(&error)
+    );
     assert!(store.acquire(&node(2).id, node(2).want()).await.is_err());
     assert_eq!(store.list().await.unwrap().len(), 1);
 }
