@@ -57,7 +57,7 @@ fn sources() -> impl Iterator<Item = (String, String)> {
     let found = files("rs").into_iter().filter(move |(file, _)| is_spoken(file));
     let found = found.filter(move |(file, _)| !of_tests.iter().any(|part| file.contains(part)));
     found.map(|(file, text)| {
-        let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        let code = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
         let code: String =
             code.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect();
         (file, code)
