@@ -104,6 +104,7 @@ pub(crate) async fn examine(options: &Options, warnings: &[String]) -> Report {
     let (running, finding) = running::ask(options);
     findings.extend([finding, privilege()]);
     findings.extend(running::others(options, running.as_ref()));
+    findings.extend(running.as_ref().map(running::identity));
     let (content, found) = store::examine(options).await;
     findings.extend(found);
     findings.extend(kubernetes::ask(&options.store).await);

@@ -16,6 +16,7 @@ pub(super) struct Running {
     pid: Option<u64>,
     /// The document of the configuration in force, once there is one.
     pub(super) in_force: Option<Value>,
+    is_contended: bool,
 }
 
 /// Asks the running agent.
@@ -56,7 +57,19 @@ pub(super) fn ask(options: &Options) -> (Option<Running>, Finding) {
         Finding::new("agent", Severity::Warning, found, "flanneld status shows the reasons and remedies")
     };
     let in_force = Some(status["status"]["network"]["document"].clone()).filter(Value::is_object);
-    (Some(Running { pid, in_force }), finding)
+    let is_contended = !status["status"]["contended"].is_null();
+    (Some(Running { pid, in_force, is_contended }), finding)
+}
+
+/// Returns the finding about other agents with this node's identity, which the running agent notices.
+pub(super) fn identity(running: &Running) -> Finding {
+    if !running.is_contended {
+        return Finding::ok("identity", "no other agent writes this node's lease");
+    }
+    let found = "another agent writes this node's lease: it has the same node name or public address, and traffic to one of \
+                 the two is lost";
+    let fix = "find the host that was copied or has the same -public-ip or -node-name, and stop its agent";
+    Finding::new("identity", Severity::Error, found, fix)
 }
 
 /// Looks for other agents that manage the same overlay in this network namespace.

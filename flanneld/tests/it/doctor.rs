@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use testkit::Process;
 
-use crate::harness::{Agent, BINARY, Site, Told, VXLAN, bare, command, owned};
+use crate::harness::{Agent, BINARY, Site, Told, VXLAN, bare, command, copy_program, owned};
 use crate::store::Cluster;
 
 const NOBODY: u32 = 65534;
@@ -167,7 +167,7 @@ fn another_flannel_is_named_with_its_process() {
     // Not in memory: containers execute nothing there.
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("flanneld");
-    fs::copy("/bin/sleep", &program).unwrap();
+    copy_program("/bin/sleep", &program);
     let other = site.ns(1).run(|| Process::start(Command::new(&program).arg("600"), &site.path("other")).unwrap());
     let other = other.unwrap();
     let pid = format!("kill {}", other.id());
@@ -188,7 +188,7 @@ fn a_state_file_of_another_user_is_not_called_corrupt() {
     // Where the build and the site are, nobody may not be allowed to read.
     let dir = tempfile::tempdir().unwrap();
     let copy = dir.path().join("flanneld-copy");
-    fs::copy(BINARY, &copy).unwrap();
+    copy_program(BINARY, &copy);
     for path in [dir.path(), cluster.site.dir.path()] {
         fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
     }

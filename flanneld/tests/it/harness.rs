@@ -1,5 +1,6 @@
 //! Agents as processes in namespaces.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -317,6 +318,12 @@ pub(crate) fn side_by_side<C: Send>(cases: impl IntoIterator<Item = C>, f: impl 
 /// A node's routes, as people know them.
 pub(crate) fn routes(ns: &Namespace) -> String {
     ns.show(testkit::Listing::Routes(flannel_core::net::Family::V4)).unwrap()
+}
+
+/// Copies a program in another process: a program that this one has open for writing, in a child that another test just
+/// starts too, cannot be run.
+pub(crate) fn copy_program(from: impl AsRef<OsStr>, to: &Path) {
+    assert!(Command::new("cp").arg(from).arg(to).status().unwrap().success());
 }
 
 pub(crate) fn read(path: &Path) -> String {

@@ -19,6 +19,8 @@ fn two_hosts_with_the_same_public_address_say_so() {
         agent.until("warned", || agent.log().contains("another agent is writing this node's lease"));
         let table = cluster.run(nth, &["status"]).out;
         assert!(table.lines().any(|line| line.starts_with("contended")), "{table}");
+        let doctor = cluster.run(nth, &["doctor"]);
+        assert!(doctor.code == Some(1) && doctor.out.contains("another agent writes this node's lease"), "{doctor:?}");
         assert_eq!(agent.metric("flannel_lease_contended"), Some(1.0));
         assert_eq!(agent.metric("flannel_events_total{kind=\"lease_contended\"}"), Some(1.0));
     }

@@ -16,7 +16,7 @@ use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockT
 use tempfile::TempDir;
 use testkit::Namespace;
 
-use crate::harness::{Agent, BINARY, Site, VXLAN, bare};
+use crate::harness::{Agent, BINARY, Site, VXLAN, bare, copy_program};
 use crate::store::Cluster;
 
 const NOBODY: u32 = 65534;
@@ -38,7 +38,7 @@ impl Stranger {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
         let copy = dir.path().join("stranger");
-        fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+        copy_program(std::env::current_exe().unwrap(), &copy);
         fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
         let mut command = Command::new(&copy);
         command.args(["--exact", "local_users::plays_the_part_it_was_started_for", "--nocapture"]).env(PART, part);
