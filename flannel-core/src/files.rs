@@ -1,8 +1,6 @@
 //! Crash-safe files, in directories that other users may be able to write to. They keep an agent's state between runs.
 //!
-//! All functions here but [`changes()`] block on disk I/O: do not call them from an async task.
-
-mod changes;
+//! All functions here block on disk I/O: do not call them from an async task.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -10,8 +8,6 @@ use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::text::Plain;
-
-pub use changes::changes;
 
 /// Which owners and permissions a file must have to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -50,19 +50,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use flannel_core::clock::{Clock, SystemClock};
 use flannel_core::config::NetworkConfig;
-use flannel_core::files::changes;
 use flannel_core::lease::{Lease, LeaseEvent};
-use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
-use futures_util::StreamExt;
-use futures_util::stream::{self, BoxStream};
+use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want, with_config_file};
+use futures_util::stream::BoxStream;
 use tokio::sync::Semaphore;
 
 pub use error::FileError;
 pub use lifetime::{LeaseTime, LeaseTimeError, Ttl};
 use store::Store;
-
-/// How often the configuration's file is looked at.
-const CONFIG_LOOKS: Duration = Duration::from_secs(2);
 
 /// A directory of leases.
 ///
@@ -257,7 +252,6 @@ impl SubnetManager for FileSubnets {
     }
 
     fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
-        let config = changes(self.store.dir.config_path(), CONFIG_LOOKS).map(|()| Ok(LeaseEvent::ConfigChanged));
-        stream::select(watch::watch(Arc::clone(&self.store)), config).boxed()
+        with_config_file(watch::watch(Arc::clone(&self.store)), self.store.dir.config_path())
     }
 }

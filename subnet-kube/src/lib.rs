@@ -64,12 +64,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use flannel_core::config::NetworkConfig;
-use flannel_core::files::changes;
 use flannel_core::lease::{Lease, LeaseEvent};
 use flannel_core::net::Dual;
-use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want};
-use futures_util::StreamExt;
-use futures_util::stream::{self, BoxStream};
+use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, ThisNode, Want, with_config_file};
+use futures_util::stream::BoxStream;
 use tokio::sync::OnceCell;
 
 use api::Api;
@@ -139,9 +137,6 @@ pub enum ConfigSource {
     /// This configuration.
     Fixed(NetworkConfig),
 }
-
-/// How often the configuration's file is looked at.
-const CONFIG_LOOKS: Duration = Duration::from_secs(2);
 
 /// How long to wait for the API server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -347,8 +342,9 @@ impl SubnetManager for KubeSubnets {
 
     fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
         let watch = watch::watch(Arc::clone(&self.store));
-        let ConfigSource::File(path) = &self.store.config else { return watch };
-        let config = changes(path.clone(), CONFIG_LOOKS).map(|()| Ok(LeaseEvent::ConfigChanged));
-        stream::select(watch, config).boxed()
+        match &self.store.config {
+            ConfigSource::File(path) => with_config_file(watch, path.clone()),
+            ConfigSource::Fixed(_) => watch,
+        }
     }
 }

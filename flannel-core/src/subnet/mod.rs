@@ -1,5 +1,6 @@
 //! The trait for lease stores: etcd, Kubernetes, files, memory.
 
+mod config_file;
 mod want;
 
 use std::net::IpAddr;
@@ -13,6 +14,7 @@ use crate::lease::{Lease, LeaseEvent};
 use crate::net::Dual;
 use crate::text::Plain;
 
+pub use config_file::with_config_file;
 pub use want::{OwnLeases, Want};
 
 /// A node's identity in the store: its public IP in etcd, the node's name in Kubernetes and the file store.
@@ -235,7 +237,8 @@ pub trait SubnetManager: Send + Sync + 'static {
     async fn changed(&self);
 
     /// Returns a stream of all records, including this node's own. The first event about records is
-    /// [`LeaseEvent::Reset`]; another one follows after any gap. The stream never ends. An `Err` is an error to report: the stream recovers by itself,
-    /// with back-off. The next event, [`LeaseEvent::Resumed`] if there is no other, shows that it has recovered.
+    /// [`LeaseEvent::Reset`]; another one follows after any gap. The stream never ends. An `Err` is an error to report:
+    /// the stream recovers by itself, with back-off. The next event but [`LeaseEvent::ConfigChanged`], and
+    /// [`LeaseEvent::Resumed`] if there is no other, shows that it has recovered.
     fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>>;
 }

@@ -1,19 +1,33 @@
-//! Notices that a file was changed or replaced.
+//! Configuration in a file: its changes as events of a watch.
 
 use std::fs::{self, Metadata};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use futures_util::stream::{self, Stream};
+use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use tokio::time::sleep;
 
-/// Returns a stream with an item each time a file was written, replaced, created or deleted, also through a symbolic
-/// link. It looks at the file, not at its content, when it is first polled and then at this interval. The stream never
-/// ends.
+use crate::lease::LeaseEvent;
+use crate::subnet::SubnetError;
+
+/// The interval at which the file is examined.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// Adds [`LeaseEvent::ConfigChanged`] to a watch of a store that has its network configuration in a file, each time that
+/// file was written, replaced, created or deleted. Symbolic links are followed. Its metadata is compared when the watch
+/// is first polled, and then every 2 s.
 ///
 /// # Panics
-/// The stream panics outside of a tokio runtime.
-pub fn changes(path: PathBuf, every: Duration) -> impl Stream<Item = ()> + Send + 'static {
+/// The watch panics outside of a tokio runtime.
+pub fn with_config_file(
+    watch: BoxStream<'static, Result<LeaseEvent, SubnetError>>,
+    path: PathBuf,
+) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
+    stream::select(watch, changes(path, INTERVAL).map(|()| Ok(LeaseEvent::ConfigChanged))).boxed()
+}
+
+/// Returns a stream with an item for each change. It never ends.
+fn changes(path: PathBuf, every: Duration) -> impl Stream<Item = ()> + Send + 'static {
     stream::unfold((path, None), move |(path, mut known)| async move {
         loop {
             let seen = look(path.clone()).await;
@@ -56,8 +70,6 @@ fn version(path: &Path) -> Option<Version> {
 #[cfg(test)]
 mod tests {
     use std::pin::pin;
-
-    use futures_util::StreamExt;
 
     use super::*;
 
