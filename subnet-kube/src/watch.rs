@@ -194,7 +194,7 @@ impl Watch {
     async fn read(&mut self) -> Result<(), Fault> {
         let Some(source) = &mut self.source else { return Err(Fault::cut("no watch is open")) };
         let Ok(arrived) = timeout(self.store.api.timeouts.silence, source.arriving.next()).await else {
-            tracing::debug!("the watch of the nodes was silent: it is opened anew");
+            tracing::debug!("the watch of the Nodes was silent; opening it again");
             self.source = None;
             self.list_watch.silent();
             return Ok(());

@@ -1,11 +1,15 @@
 //! Events as log lines for operators, limited in rate.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::agent::{End, Event};
+use crate::agent::{End, Event, PeerCounts};
 use crate::clock::BootTime;
-use crate::lease::Lease;
+use crate::lease::{Lease, LeaseKey};
+use crate::net::{Dual, Prefix};
+use crate::plan::Conflict;
 
 /// The number of lines of a kind at once …
 const BURST: u32 = 5;
@@ -33,13 +37,14 @@ enum Level {
     Warn,
 }
 
-/// Logs at a level that is known only at run time. The target must be a literal.
-macro_rules! say {
-    ($target:literal, $level:expr, $suppressed:expr, $($line:tt)*) => {
+/// Logs at a level that is known only at run time. `$part` is the end of the target: a literal, because targets are
+/// constants.
+macro_rules! log {
+    ($part:literal, $level:expr, $suppressed:expr, $($line:tt)*) => {
         match $level {
-            Level::Debug => tracing::debug!(target: $target, suppressed = $suppressed, $($line)*),
-            Level::Info => tracing::info!(target: $target, suppressed = $suppressed, $($line)*),
-            Level::Warn => tracing::warn!(target: $target, suppressed = $suppressed, $($line)*),
+            Level::Debug => tracing::debug!(target: concat!("flannel::", $part), suppressed = $suppressed, $($line)*),
+            Level::Info => tracing::info!(target: concat!("flannel::", $part), suppressed = $suppressed, $($line)*),
+            Level::Warn => tracing::warn!(target: concat!("flannel::", $part), suppressed = $suppressed, $($line)*),
         }
     };
 }
@@ -134,177 +139,124 @@ fn group(event: &Event) -> &'static str {
 }
 
 fn say(event: &Event, level: Level, suppressed: Option<u64>) {
-    match event {
-        Event::LeaseAcquired(_)
-        | Event::LeaseRenewed(_)
-        | Event::LeaseLost(_)
-        | Event::LeaseContended(_)
-        | Event::LeaseUncontended
-        | Event::OwnTrouble(_)
-        | Event::AdvertiseFailed(_) => lease(event, level, suppressed),
-        Event::ConfigChanged(_)
-        | Event::ConfigRejected(_)
-        | Event::Snapshot(_)
-        | Event::StoreLost(_)
-        | Event::StoreBack
-        | Event::RecordsDropped(_) => store(event, level, suppressed),
-        Event::PeerAdded(_)
-        | Event::PeerChanged(_)
-        | Event::PeerRemoved(_)
-        | Event::PeerQuarantined(..)
-        | Event::PeerSkipped(..)
-        | Event::DeletionsWithheld(_) => peer(event, level, suppressed),
-        Event::DriftRepaired { .. }
-        | Event::ConflictFound(_)
-        | Event::Flapping(_)
-        | Event::Limited(..)
-        | Event::LimitationGone(..)
-        | Event::Refused(..)
-        | Event::KernelTrouble(_)
-        | Event::NotificationsLost
-        | Event::NotificationsBack => kernel(event, level, suppressed),
-        Event::UplinkChanged { .. } | Event::UplinkLost(_) | Event::UplinkBack(_) => uplink(event, level, suppressed),
-        Event::Missed(events) => {
-            say!("flannel::agent", level, suppressed, events, "a reader of events was too slow and missed some");
-        }
-        Event::Ready => say!("flannel::agent", level, suppressed, "all devices and routes are configured"),
-        Event::Stopped(end) => say!("flannel::agent", level, suppressed, reason = %end, "the agent has stopped"),
-    }
-}
-
-fn lease(event: &Event, level: Level, suppressed: Option<u64>) {
-    macro_rules! line { ($($line:tt)*) => { say!("flannel::lease", level, suppressed, $($line)*) } }
+    macro_rules! line { ($part:literal, $($line:tt)*) => { log!($part, level, suppressed, $($line)*) } }
     match event {
         Event::LeaseAcquired(lease) => {
-            line!(key = %lease.key, subnets = subnets(lease), address = addresses(lease), "lease acquired");
+            let (key, subnets, address) = shown(lease);
+            line!("lease", %key, %subnets, %address, "lease acquired");
         }
-        Event::LeaseRenewed(lease) => line!(key = %lease.key, subnets = subnets(lease), "lease renewed"),
-        Event::LeaseLost(reason) => line!(%reason, "lease lost"),
+        Event::LeaseRenewed(lease) => line!("lease", key = %lease.key, subnets = %lease.subnets, "lease renewed"),
+        Event::LeaseLost(reason) => line!("lease", %reason, "lease lost"),
         Event::LeaseContended(contended) => {
             let remedy = "find the other agent with this node name or public address, and stop it";
-            line!(times = contended.times, remedy, "another agent is writing this node's lease");
+            line!("lease", times = contended.times, remedy, "another agent is writing this node's lease");
         }
-        Event::LeaseUncontended => line!("no other agent is writing this node's lease any more"),
+        Event::LeaseUncontended => line!("lease", "no other agent is writing this node's lease any more"),
         Event::OwnTrouble(Some(reason)) => {
-            line!(%reason, remedy = reason.remedy(), "other nodes reject this node's record");
+            line!("lease", %reason, remedy = reason.remedy(), "other nodes reject this node's record");
         }
-        Event::OwnTrouble(None) => line!("other nodes accept this node's record again"),
-        Event::AdvertiseFailed(error) => line!(error, "cannot determine what to publish; the published record stays"),
-        _ => {}
-    }
-}
-
-fn store(event: &Event, level: Level, suppressed: Option<u64>) {
-    macro_rules! line { ($($line:tt)*) => { say!("flannel::store", level, suppressed, $($line)*) } }
-    match event {
+        Event::OwnTrouble(None) => line!("lease", "other nodes accept this node's record again"),
+        Event::AdvertiseFailed(error) => {
+            line!("lease", error, "cannot determine what to publish; the published record stays");
+        }
         Event::ConfigChanged(_) => {
             let remedy = "restart the agent to use it";
-            line!(remedy, "the network configuration in the lease store changed; this agent keeps the former one");
+            line!(
+                "store",
+                remedy,
+                "the network configuration in the lease store changed; this agent keeps the former one"
+            );
         }
         Event::ConfigRejected(error) => {
             line!(
+                "store",
                 error,
-                "the network configuration in the lease store cannot be used; this agent keeps the former one"
+                "the network configuration in the lease store is unusable; this agent keeps the former one"
             );
         }
-        Event::Snapshot(peers) => line!(peers = peers.accepted, quarantined = peers.quarantined, "peers loaded"),
-        Event::StoreLost(error) => line!(error, "lease store unreachable; traffic is not affected, retrying"),
-        Event::StoreBack => line!("lease store reachable again"),
+        Event::Snapshot(PeerCounts { accepted, quarantined, .. }) => {
+            line!("store", peers = accepted, quarantined, "peers loaded");
+        }
+        Event::StoreLost(error) => line!("store", error, "lease store unreachable; traffic is not affected, retrying"),
+        Event::StoreBack => line!("store", "lease store reachable again"),
         Event::RecordsDropped(dropped) => {
             let remedy = "delete records that no node wrote";
-            line!(
-                dropped,
-                remedy,
-                "the lease store has too many records, or keys that are too long; ignoring the newest"
-            );
+            line!("store", dropped, remedy, "too many records, or keys that are too long; ignoring the newest");
         }
-        _ => {}
-    }
-}
-
-fn peer(event: &Event, level: Level, suppressed: Option<u64>) {
-    macro_rules! line { ($($line:tt)*) => { say!("flannel::peer", level, suppressed, $($line)*) } }
-    match event {
-        Event::PeerAdded(peer) => {
-            line!(key = %peer.key, subnets = subnets(peer), address = addresses(peer), "peer added");
+        Event::PeerAdded(lease) => {
+            let (key, subnets, address) = shown(lease);
+            line!("peer", %key, %subnets, %address, "peer added");
         }
-        Event::PeerChanged(peer) => {
-            line!(key = %peer.key, subnets = subnets(peer), address = addresses(peer), "peer changed");
+        Event::PeerChanged(lease) => {
+            let (key, subnets, address) = shown(lease);
+            line!("peer", %key, %subnets, %address, "peer changed");
         }
-        Event::PeerRemoved(peer) => {
-            line!(key = %peer.key, subnets = subnets(peer), address = addresses(peer), "peer removed");
+        Event::PeerRemoved(lease) => {
+            let (key, subnets, address) = shown(lease);
+            line!("peer", %key, %subnets, %address, "peer removed");
         }
         Event::PeerQuarantined(key, reason) => {
-            line!(%key, %reason, remedy = reason.remedy(), "ignored invalid peer record");
+            line!("peer", %key, %reason, remedy = reason.remedy(), "ignored invalid peer record");
         }
-        Event::PeerSkipped(key, family, skip) => line!(%key, %family, reason = %skip, "peer skipped: not programmed"),
+        Event::PeerSkipped(key, family, skip) => {
+            line!("peer", %key, %family, reason = %skip, "peer skipped: not programmed");
+        }
         Event::DeletionsWithheld(prefixes) => {
-            line!(prefixes, "most peers disappeared at once; delaying the deletion of their routes for 60 s");
+            line!("peer", prefixes, "most peers disappeared at once; delaying the deletion of their routes for 60 s");
         }
-        _ => {}
-    }
-}
-
-fn kernel(event: &Event, level: Level, suppressed: Option<u64>) {
-    macro_rules! line { ($($line:tt)*) => { say!("flannel::kernel", level, suppressed, $($line)*) } }
-    match event {
         Event::DriftRepaired { writes, took } => {
-            line!(writes, ?took, "restored objects that another program had changed");
+            line!("kernel", writes, ?took, "restored objects that another program had changed");
         }
-        Event::ConflictFound(conflict) => {
-            line!(found = conflict.found, remedy = conflict.remedy, "conflicting object not managed by this overlay");
+        Event::ConflictFound(Conflict { found, remedy, .. }) => {
+            line!("kernel", found, remedy, "conflicting object not managed by this overlay");
         }
-        Event::Flapping(object) => line!(%object, "another program keeps changing this object"),
+        Event::Flapping(object) => line!("kernel", %object, "another program keeps changing this object"),
         Event::Limited(device, limitation) => {
-            line!(device = device.as_str(), %limitation, "packets are carried more slowly than possible");
+            line!("kernel", %device, %limitation, "packets are carried more slowly than possible");
         }
         Event::LimitationGone(device, limitation) => {
-            line!(device = device.as_str(), limitation = limitation.what, "packets are no longer slowed down");
+            line!("kernel", %device, limitation = limitation.what, "packets are no longer slowed down");
         }
         Event::Refused(_, refusal) => {
             let peer = refusal.peer.as_ref().map(tracing::field::display);
-            line!(peer, error = refusal.error, remedy = refusal.remedy(), "the kernel refused a write");
+            line!("kernel", peer, error = refusal.error, remedy = refusal.remedy(), "the kernel refused a write");
         }
-        Event::KernelTrouble(error) => line!(error, "a kernel operation failed; retrying"),
+        Event::KernelTrouble(error) => line!("kernel", error, "a kernel operation failed; retrying"),
         Event::NotificationsLost => {
-            line!("kernel notifications do not arrive; changes by other programs are found by audits only");
+            line!("kernel", "kernel notifications do not arrive; only audits find changes by other programs");
         }
-        Event::NotificationsBack => line!("kernel notifications arrive again"),
-        _ => {}
-    }
-}
-
-fn uplink(event: &Event, level: Level, suppressed: Option<u64>) {
-    macro_rules! line { ($($line:tt)*) => { say!("flannel::uplink", level, suppressed, $($line)*) } }
-    match event {
+        Event::NotificationsBack => line!("kernel", "kernel notifications arrive again"),
         Event::UplinkChanged { before, uplink } if before == uplink => {
-            line!(interface = uplink.name.as_str(), "published address changed");
+            line!("uplink", interface = %uplink.name, "published address changed");
         }
         Event::UplinkChanged { before, uplink } => line!(
+            "uplink",
             interface = change(&before.name, &uplink.name),
-            address = change(before.addrs.to_string(), uplink.addrs.to_string()),
-            mtu = change(before.mtu, uplink.mtu),
+            address = change(&before.addrs, &uplink.addrs),
+            mtu = change(&before.mtu, &uplink.mtu),
             "uplink changed"
         ),
-        Event::UplinkLost(error) => line!(error, "no usable uplink; waiting for it"),
-        Event::UplinkBack(uplink) => {
-            line!(interface = uplink.name.as_str(), address = uplink.addrs.to_string(), "uplink available");
-        }
-        _ => {}
+        Event::UplinkLost(error) => line!("uplink", error, "no usable uplink; waiting for it"),
+        Event::UplinkBack(uplink) => line!(
+            "uplink",
+            interface = %uplink.name,
+            address = %uplink.addrs,
+            "uplink available"
+        ),
+        Event::Missed(events) => line!("agent", events, "a reader of events was too slow and missed some"),
+        Event::Ready => line!("agent", "all devices and routes are configured"),
+        Event::Stopped(end) => line!("agent", reason = %end, "the agent has stopped"),
     }
 }
 
 /// Returns the values before and after, or only one if they are equal.
-fn change<T: ToString + PartialEq>(before: T, after: T) -> String {
-    if before == after { after.to_string() } else { format!("{} -> {}", before.to_string(), after.to_string()) }
+fn change<T: fmt::Display + PartialEq>(before: &T, after: &T) -> String {
+    if before == after { after.to_string() } else { format!("{before} -> {after}") }
 }
 
-fn subnets(lease: &Lease) -> String {
-    lease.subnets.to_string()
-}
-
-fn addresses(lease: &Lease) -> String {
-    lease.attrs.public_ip.to_string()
+/// Returns the key, the subnets and the public addresses of a lease.
+fn shown(lease: &Lease) -> (&LeaseKey, &Dual<Prefix>, &Dual<IpAddr>) {
+    (&lease.key, &lease.subnets, &lease.attrs.public_ip)
 }
 
 #[cfg(test)]

@@ -98,7 +98,7 @@ async fn a_start_and_the_peers_that_come_and_go_are_told() {
     agent.until(|status| status.quarantined.contains_key(&peer(2).key)).await;
     pass(1.0).await;
     let lines = log.take();
-    assert!(line(&lines, "INFO", "peer added").contains("subnets=\"10.42.2.0/24\""), "{lines:#?}");
+    assert!(line(&lines, "INFO", "peer added").contains("subnets=10.42.2.0/24 address=192.0.2.2"), "{lines:#?}");
     assert!(line(&lines, "WARN", "ignored invalid peer record").contains("key=peer-2"));
     agent.cancelled().await.unwrap();
     line(&log.take(), "INFO", "the agent has stopped");

@@ -22,7 +22,7 @@ fn a_changed_configuration_is_shown_at_once_and_kept_or_taken_up_as_asked() {
 
     cluster.configure("{");
     for agent in [&keeper, &follower] {
-        agent.until("warned", || agent.log().contains("cannot be used; this agent keeps the former one"));
+        agent.until("warned", || agent.log().contains("is unusable; this agent keeps the former one"));
         assert_eq!(agent.metric("flannel_config_rejected"), Some(1.0));
         agent.until_ready();
     }
