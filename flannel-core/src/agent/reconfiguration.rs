@@ -109,7 +109,9 @@ impl Machine {
         let config = match answer {
             Ok(config) if own_word => config,
             answer => {
-                if let Err(error @ (SubnetError::Invalid { .. } | SubnetError::Unconfigured { .. })) = answer {
+                if let Err(error @ (SubnetError::Invalid { .. } | SubnetError::Unconfigured { .. })) = answer
+                    && own_word
+                {
                     self.reject_config(chain(&error));
                 }
                 return self.reconfiguration.unanswered(now, self.status.store == Contact::Live);

@@ -511,6 +511,21 @@ fn the_device_of_a_backend_that_marks_nothing_bears_the_overlays_mark() {
 }
 
 #[test]
+fn an_unusable_configuration_is_shown_unless_contact_was_lost_meanwhile() {
+    let invalid = || SubnetError::Invalid { at: "config".into(), reason: "not JSON".into() };
+    let unavailable = || SubnetError::Unavailable { doing: "asking", source: "cut".into() };
+    let mut machine = machine();
+    machine.handle(at(0), Input::Store(Ok(own_record())));
+    machine.handle(at(1), Input::Store(Err(unavailable())));
+    machine.handle(at(1), Input::Config(Err(invalid())));
+    assert_eq!(machine.status.config_rejected, None, "a state file may have answered");
+    machine.handle(at(2), Input::Store(Ok(own_record())));
+    assert!(machine.config_call(at(2)));
+    machine.handle(at(2), Input::Config(Err(invalid())));
+    assert!(machine.status.config_rejected.as_ref().is_some_and(|reason| reason.contains("not JSON")));
+}
+
+#[test]
 fn another_configuration_in_the_store_is_told_and_ends_the_agent_as_the_policy_says() {
     let unavailable = || SubnetError::Unavailable { doing: "asking", source: "cut".into() };
     let other = || {
