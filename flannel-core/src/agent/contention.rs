@@ -20,7 +20,7 @@ const LOSSES_BY_ANOTHER: u32 = 3;
 
 /// What happened to the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Change {
+pub(crate) enum Disturbance {
     /// It is gone, or the store shows something that may be older than this node's last write.
     Loss,
     /// Another program wrote it.
@@ -31,10 +31,10 @@ pub(crate) enum Change {
 pub(crate) struct Contention {
     /// The number of answers in a row.
     answers: u32,
-    /// Whether one of them answered a [`Change::Write`].
+    /// Whether one of them answered a [`Disturbance::Write`].
     is_written: bool,
-    /// The change that has yet to be answered.
-    open: Option<Change>,
+    /// What has yet to be answered.
+    open: Option<Disturbance>,
     /// The earliest time of the next answer.
     not_before: BootTime,
     /// Since when the lease has been undisturbed.
@@ -49,9 +49,9 @@ impl Contention {
     }
 
     /// Notes that the record changed without this node. Returns when to answer.
-    pub(crate) fn raise(&mut self, change: Change, now: BootTime) -> BootTime {
+    pub(crate) fn raise(&mut self, disturbance: Disturbance, now: BootTime) -> BootTime {
         self.calm(now);
-        (self.open, self.stands) = (self.open.max(Some(change)), None);
+        (self.open, self.stands) = (self.open.max(Some(disturbance)), None);
         self.not_before.max(now)
     }
 
@@ -62,9 +62,9 @@ impl Contention {
 
     /// Notes that a call begins, which is the answer if one is due.
     pub(crate) fn call(&mut self, now: BootTime) {
-        if let Some(change) = self.open.take() {
+        if let Some(disturbance) = self.open.take() {
             self.answers = self.answers.saturating_add(1);
-            self.is_written |= change == Change::Write;
+            self.is_written |= disturbance == Disturbance::Write;
             self.not_before = now.after(self.backoff.wait());
         }
     }
@@ -104,10 +104,10 @@ mod tests {
         let mut contention = Contention::new(Jitter::seeded(3));
         let mut now = at(100);
         for want in [0, 1000, 2000, 4000, 8000, 16_000, 16_000] {
-            let due = contention.raise(Change::Write, now);
+            let due = contention.raise(Disturbance::Write, now);
             let waited = due.since(now).as_millis();
             assert!(waited >= want * 9 / 10 && waited <= want * 11 / 10, "{waited} is not about {want}");
-            assert_eq!(contention.raise(Change::Loss, due), due, "what comes before the answer changes nothing");
+            assert_eq!(contention.raise(Disturbance::Loss, due), due, "what comes before the answer changes nothing");
             contention.call(due);
             contention.stand(due);
             now = due;
@@ -117,24 +117,24 @@ mod tests {
         assert_eq!(contention.calms(), Some(calm));
         contention.calm(calm);
         assert_eq!((contention.show(None), contention.calms()), (None, None));
-        assert_eq!(contention.raise(Change::Loss, calm), calm);
+        assert_eq!(contention.raise(Disturbance::Loss, calm), calm);
     }
 
     #[test]
     fn what_was_nobody_is_not_counted() {
         let mut contention = Contention::new(Jitter::seeded(3));
-        contention.raise(Change::Write, at(1));
+        contention.raise(Disturbance::Write, at(1));
         assert!(contention.withdraw() && !contention.withdraw());
         contention.call(at(1));
-        assert_eq!((contention.show(Some(at(1))), contention.raise(Change::Write, at(1))), (None, at(1)));
+        assert_eq!((contention.show(Some(at(1))), contention.raise(Disturbance::Write, at(1))), (None, at(1)));
     }
 
     #[test]
-    fn a_single_loss_is_nobodys_doing_and_several_in_a_row_are() {
+    fn a_single_loss_is_no_contention_and_several_in_a_row_are() {
         let mut contention = Contention::new(Jitter::seeded(3));
         let mut now = at(100);
         for answers in 1..=LOSSES_BY_ANOTHER {
-            now = contention.raise(Change::Loss, now);
+            now = contention.raise(Disturbance::Loss, now);
             contention.call(now);
             contention.stand(now);
             assert_eq!(contention.show(None).is_some(), answers == LOSSES_BY_ANOTHER, "{answers}");

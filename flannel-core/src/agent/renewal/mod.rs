@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::agent::LossPolicy;
-use crate::agent::contention::{Change, Contention};
+use crate::agent::contention::{Contention, Disturbance};
 use crate::agent::status::{Contended, LossReason};
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
@@ -168,7 +168,7 @@ impl Renewal {
     pub(crate) fn expire(&mut self, now: BootTime) -> Outcome {
         self.contention.calm(now);
         match self.lease.expires {
-            Some(expires) if expires <= now && !self.lost => self.lose(LossReason::Expired, Change::Loss, now),
+            Some(expires) if expires <= now && !self.lost => self.lose(LossReason::Expired, Disturbance::Loss, now),
             _ => Outcome::Same,
         }
     }
@@ -197,12 +197,12 @@ impl Renewal {
             Err(SubnetError::Lost(_)) if !self.lost && self.known_by == KnownBy::Name => {
                 // Another node cannot have the name: acquiring returns this node's lease.
                 self.rewrite = true;
-                self.ask(Change::Loss, now);
+                self.ask(Disturbance::Loss, now);
                 (Outcome::Same, None)
             }
             Err(SubnetError::Lost(reason)) if !self.lost => {
                 // The record is gone or another node's. In the latter case the store shows it.
-                (self.lose(LossReason::Refused(reason), Change::Loss, now), None)
+                (self.lose(LossReason::Refused(reason), Disturbance::Loss, now), None)
             }
             Err(error) => {
                 // A record that was shown meanwhile is ignored: the next call determines the state.
@@ -231,7 +231,7 @@ impl Renewal {
     /// Handles an incomplete list without this node's record, which may exist.
     pub(crate) fn not_listed(&mut self, now: BootTime) -> Outcome {
         if self.unseen && self.asked.is_none() && !self.lost {
-            self.ask(Change::Loss, now);
+            self.ask(Disturbance::Loss, now);
         }
         Outcome::Same
     }
@@ -255,19 +255,19 @@ impl Renewal {
         }
         if self.unseen {
             if !seen.is_some_and(|seen| is_same(seen, &self.lease)) {
-                self.ask(Change::Loss, now);
+                self.ask(Disturbance::Loss, now);
             }
             return Outcome::Same;
         }
         if self.rewrite {
-            self.ask(Change::Loss, now);
+            self.ask(Disturbance::Loss, now);
             return Outcome::Same;
         }
         let Some(seen) = seen else {
             let damage = record.and_then(|record| record.lease.as_ref().err());
             let damaged = |bad: &BadRecord| LossReason::Refused(format!("its record is damaged: {}", bad.reason));
-            let change = if damage.is_some() { Change::Write } else { Change::Loss };
-            return self.lose(damage.map_or(LossReason::Deleted, |bad| damaged(bad)), change, now);
+            let disturbance = if damage.is_some() { Disturbance::Write } else { Disturbance::Loss };
+            return self.lose(damage.map_or(LossReason::Deleted, |bad| damaged(bad)), disturbance, now);
         };
         if self.publish.as_ref() == Some(&seen.attrs) && seen.subnets == self.lease.subnets {
             // This node's write, whose reply was lost.
@@ -279,12 +279,12 @@ impl Renewal {
         }
         match seen {
             seen if self.known_by == KnownBy::Address && seen.attrs.public_ip != self.lease.attrs.public_ip => {
-                self.lose(LossReason::Taken, Change::Write, now)
+                self.lose(LossReason::Taken, Disturbance::Write, now)
             }
             seen if seen.subnets != self.lease.subnets => {
                 let subnets: Vec<_> = seen.subnets.iter().map(|(_, subnet)| subnet.to_string()).collect();
                 let reason = LossReason::Refused(format!("the record now names {}", subnets.join(", ")));
-                self.lose(reason, Change::Write, now)
+                self.lose(reason, Disturbance::Write, now)
             }
             seen if seen.attrs == self.lease.attrs => {
                 let is_written = seen.fence != self.lease.fence;
@@ -300,17 +300,17 @@ impl Renewal {
                     // Another agent publishes the same: it has the same address. Writing the record once more shows it
                     // that there are two, and its answer is an event. A list may be that of a restored store, or show
                     // what a former run wrote.
-                    self.ask(if shown == Shown::Event { Change::Write } else { Change::Loss }, now);
+                    self.ask(if shown == Shown::Event { Disturbance::Write } else { Disturbance::Loss }, now);
                 }
                 Outcome::Same
             }
             // The node that has the address now has taken over the record.
-            _ if self.address == Address::Lost => self.lose(LossReason::Taken, Change::Write, now),
+            _ if self.address == Address::Lost => self.lose(LossReason::Taken, Disturbance::Write, now),
             // Another program edited the record: write it again, over the version just read.
             seen => {
                 self.publish.get_or_insert_with(|| self.lease.attrs.clone());
                 self.lease = Arc::new(Lease { fence: seen.fence.clone(), ..(*self.lease).clone() });
-                self.ask(Change::Write, now);
+                self.ask(Disturbance::Write, now);
                 Outcome::Same
             }
         }
@@ -341,13 +341,13 @@ impl Renewal {
         let replaced = self.lost || elsewhere;
         if elsewhere && !self.lost && self.known_by == KnownBy::Name && self.policy != LossPolicy::Reacquire {
             let reason = LossReason::Refused("another node has its subnets".to_owned());
-            return self.lose(reason, Change::Write, now);
+            return self.lose(reason, Disturbance::Write, now);
         }
         (self.lost, self.rewrite) = (false, doubtful && vanished && self.known_by == KnownBy::Name);
         self.lease = Arc::new(lease);
         self.schedule(now);
         if doubtful || ignored {
-            self.ask(Change::Loss, now);
+            self.ask(Disturbance::Loss, now);
         }
         if std::mem::take(&mut self.repeat) {
             self.due = self.allowed(now);
@@ -355,15 +355,15 @@ impl Renewal {
         if replaced { Outcome::Replaced } else { Outcome::Renewed }
     }
 
-    fn lose(&mut self, reason: LossReason, change: Change, now: BootTime) -> Outcome {
+    fn lose(&mut self, reason: LossReason, disturbance: Disturbance, now: BootTime) -> Outcome {
         (self.lost, self.rewrite) = (true, false);
-        self.ask(change, now);
+        self.ask(disturbance, now);
         Outcome::Lost(reason)
     }
 
     /// The record changed, or seems to have: the store is asked whether this node still holds it.
-    fn ask(&mut self, change: Change, now: BootTime) {
-        self.not_before = self.not_before.max(self.contention.raise(change, now));
+    fn ask(&mut self, disturbance: Disturbance, now: BootTime) {
+        self.not_before = self.not_before.max(self.contention.raise(disturbance, now));
         // The wait must not delay the renewal of a held lease beyond half of its remaining time.
         let half = self.lease.expires.filter(|_| !self.lost).map(|expires| now.after(expires.since(now) / 2));
         self.due = self.allowed(half.map_or(self.not_before, |half| half.min(self.not_before)));
