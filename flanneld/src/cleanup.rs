@@ -21,9 +21,9 @@ use crate::{firewall, privileges, stores};
 /// How long the store may take to return the configuration, which shows what another program may have left.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Agents of this overlay run here, Go flannel's or flannelkit's.
+/// Agents of this overlay, or of Go flannel, run here.
 #[derive(Debug, thiserror::Error)]
-#[error("{} in this network namespace: stop {} first (-force: remove everything even so, unless it is flannelkit's)", listed(.0), them(.0))]
+#[error("running in this network namespace: {}; stop it first (-force ignores a running Go flannel)", listed(.0))]
 pub(crate) struct AgentsRun(Vec<Agent>);
 
 /// Removes everything of this overlay, or only returns what would be removed.
@@ -39,33 +39,26 @@ pub(crate) async fn cleanup(options: &Options) -> Result<Report, CommandError> {
     let store = stores::open(&options.store).await;
     let store = store.unwrap_or_else(|error| stores::out_of_reach(&options.store, error));
     let overlay = assemble(options, &store, MissingUplink::Fail, UdpDataPlane::new())?;
-    let mut report = Report { mode: options.cleanup, ..Report::default() };
-    if options.cleanup.dry_run {
-        report.removed = overlay.preview_removal().await?;
-        report.rules = firewall::present(&options.overlay).await?;
-        report.left = left(options, &store).await;
-        let state = options.state_file.iter().map(|file| &file.path).filter(|path| path.exists());
-        report.files.extend(state.chain(options.cni.removable()?.iter()).map(|path| path.display().to_string()));
-    } else {
-        report.removed = overlay.remove().await?;
-        report.rules = firewall::present(&options.overlay).await.unwrap_or_default();
+    let dry_run = options.cleanup.dry_run;
+    let removed = if dry_run { overlay.preview_removal().await? } else { overlay.remove().await? };
+    let rules = firewall::present(&options.overlay).await?;
+    let left = left(options, &store).await;
+    let subnet_env = removed.subnet_env.then(|| options.subnet_file.clone());
+    let state = options.state_file.as_ref().map(|file| file.path.clone()).filter(|path| path.exists());
+    let files = subnet_env.into_iter().chain(state).chain(options.cni.removable()?);
+    let files = files.map(|path| path.display().to_string()).collect();
+    if !dry_run {
         firewall::remove(&options.overlay).await?;
-        report.left = left(options, &store).await;
         if let Some(kept) = store.kept_in(options.state_file.as_ref()).state {
-            let path = kept.path().to_owned();
-            report.files.extend(path.exists().then(|| path.display().to_string()));
             kept.erase()?;
         }
-        report.files.extend(options.cni.remove()?.map(|path| path.display().to_string()));
+        options.cni.remove()?;
     }
-    if report.removed.subnet_env {
-        report.files.insert(0, options.subnet_file.display().to_string());
-    }
-    Ok(report)
+    Ok(Report { mode: options.cleanup, removed, rules, files, left })
 }
 
 /// What was or would be removed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Report {
     mode: Cleanup,
     removed: Removed,
@@ -140,10 +133,5 @@ fn devices<'a>(facts: &'a HostFacts, options: &'a Options) -> impl Iterator<Item
 
 fn listed(agents: &[Agent]) -> String {
     let shown = agents.iter().map(|agent| format!("{} (pid {})", Plain(agent.program.display()), agent.pid));
-    let shown: Vec<_> = shown.collect();
-    format!("{} {}", shown.join(", "), if agents.len() == 1 { "runs" } else { "run" })
-}
-
-fn them(agents: &[Agent]) -> &'static str {
-    if agents.len() == 1 { "it" } else { "them" }
+    shown.collect::<Vec<_>>().join(", ")
 }

@@ -15,7 +15,7 @@ fn cleanup_removes_what_is_ours_and_nothing_else_and_may_be_repeated() {
     let agents = [site.start(1, &["-ip-masq"]), site.start(2, &[])].map(Agent::ready);
     agents[0].until("told of its peer", || routes(ns).contains("10.244."));
 
-    let pid = format!("(pid {}) runs in this network namespace", agents[0].pid());
+    let pid = format!("(pid {}); stop it first", agents[0].pid());
     for (words, part) in [
         (&["cleanup"][..], pid.as_str()),
         (&["cleanup", "-dry-run"], &pid),
