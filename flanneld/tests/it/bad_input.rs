@@ -68,7 +68,10 @@ fn what_is_not_text_is_named_and_ends_nothing_in_a_panic() {
     let output = ns.run(|| command(&[]).arg("-iface").arg(broken).output().unwrap()).unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), err.contains("UTF-8")), (Some(2), true), "{err}");
-    let args = owned(&["-subnet-dir=/nonexistent"]);
+    // Its default directory would be created on this host.
+    let dir = tempfile::tempdir().unwrap();
+    let file = format!("-subnet-file={}", dir.path().join("subnet.env").display());
+    let args = owned(&["-subnet-dir=/nonexistent", &file]);
     let output = ns.run(|| command(&args).env("FLANNELD_IFACE", broken).output().unwrap()).unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
     assert!(err.contains("FLANNELD_IFACE is not UTF-8"), "{err}");

@@ -113,6 +113,17 @@ impl Cluster {
         cluster
     }
 
+    /// Two nodes with a pod each, which reach each other.
+    pub(crate) fn connected(network: Network, programs: [Program; 2]) -> Self {
+        let mut cluster = Self::new(2, network);
+        for (nth, program) in [1, 2].into_iter().zip(programs) {
+            cluster.start(nth, program);
+        }
+        [1, 2].into_iter().for_each(|nth| cluster.attach(nth));
+        cluster.all_reach_all();
+        cluster
+    }
+
     /// The same command line for either program.
     fn args(&self, nth: usize) -> Vec<String> {
         let file = self.site.subnet_file(nth).display().to_string();

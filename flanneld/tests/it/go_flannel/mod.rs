@@ -77,12 +77,7 @@ cases! {
 /// Go flannel, ours, Go flannel on node 1 while packets flow to and from it.
 fn swap(store: Store, plane: Plane, families: Families, filter: Filter, peer: Program) {
     let network = Network { store, plane, families, filter };
-    let mut cluster = Cluster::new(2, network);
-    cluster.start(1, Program::Go);
-    cluster.start(2, peer);
-    cluster.attach(1);
-    cluster.attach(2);
-    cluster.all_reach_all();
+    let mut cluster = Cluster::connected(network, [Program::Go, peer]);
     let (first, lease, env) = (cluster.state(1), cluster.lease(1), cluster.env(1));
     let devices = |cluster: &Cluster| ["flannel.1", "flannel-v6.1"].map(|name| cluster.site.ns(1).index_of(name).ok());
     let made = devices(&cluster);
@@ -152,12 +147,7 @@ fn an_upgrade_goes_as_the_documentation_says() {
     let section = docs.split("## Upgrade from Go flannel, and back").nth(1).unwrap();
     let steps: Vec<_> = section.split("```").nth(1).unwrap().lines().skip(1).map(str::trim).collect();
     let network = Network { store: Store::Etcd, plane: Plane::Vxlan, families: Families::V4, filter: Filter::Iptables };
-    let mut cluster = Cluster::new(2, network);
-    cluster.start(1, Program::Go);
-    cluster.start(2, Program::Go);
-    cluster.attach(1);
-    cluster.attach(2);
-    cluster.all_reach_all();
+    let mut cluster = Cluster::connected(network, [Program::Go, Program::Go]);
     let lease = cluster.lease(1);
     let flows = [(1, 2), (2, 1)].map(|(from, to)| cluster.flow(from, to, Family::V4));
     let mut commands = 0;
@@ -188,12 +178,7 @@ fn an_upgrade_goes_as_the_documentation_says() {
 #[test]
 fn a_swap_on_a_host_goes_on_over_udp() {
     let network = Network { store: Store::Etcd, plane: Plane::Udp, families: Families::V4, filter: Filter::Nftables };
-    let mut cluster = Cluster::new(2, network);
-    cluster.start(1, Program::Go);
-    cluster.start(2, Program::Go);
-    cluster.attach(1);
-    cluster.attach(2);
-    cluster.all_reach_all();
+    let mut cluster = Cluster::connected(network, [Program::Go, Program::Go]);
     let (lease, env) = (cluster.lease(1), cluster.env(1));
     for program in [Program::Ours, Program::Go, Program::Ours] {
         cluster.swap(1, program);

@@ -56,12 +56,7 @@ struct Seen {
 #[test]
 fn every_packet_between_both_programs_over_udp_is_as_flannel_has_it() {
     let network = Network { store: Store::Etcd, plane: Plane::Udp, families: Families::V4, filter: Filter::Nftables };
-    let mut cluster = Cluster::new(2, network);
-    cluster.start(1, Program::Ours);
-    cluster.start(2, Program::Go);
-    cluster.attach(1);
-    cluster.attach(2);
-    cluster.all_reach_all();
+    let cluster = Cluster::connected(network, [Program::Ours, Program::Go]);
     // Checksums and segments are made before a packet is seen, as a plain network card's are.
     for nth in [1, 2] {
         let off = ["tx-checksum-ip-generic", "tx-tcp-segmentation", "tx-udp-segmentation", "tx-generic-segmentation"];
