@@ -430,7 +430,8 @@ pub enum LeaseEvent {
     ThisNode(Dual<IpAddr>),
     /// The network's configuration may have changed. The agent reads it again, and shows in its status if it differs
     /// from the one in force. A store that cannot detect such changes never sends this event; the agent then reads the
-    /// configuration when contact with the store is restored. It may come before the first `Reset`, and while the store does not answer.
+    /// configuration when contact with the store is restored. It may come before the first `Reset`, and while the store
+    /// does not answer.
     ConfigChanged,
 }
 

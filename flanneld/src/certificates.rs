@@ -81,12 +81,12 @@ impl Fault {
         let look = format!("look at it: openssl x509 -in {path} -noout -text");
         match self {
             Self::Version1 | Self::NotForClients => format!(
-                "issue it anew with extensions, which makes it version 3: printf \
+                "reissue it with extensions, which makes it version 3: printf \
                  'basicConstraints=CA:FALSE\\nextendedKeyUsage=clientAuth\\n' >v3.ext; openssl x509 -req -in CLIENT.csr -CA \
                  CA.crt -CAkey CA.key -CAcreateserial -days 365 -extfile v3.ext -out {path}; {look}"
             ),
-            Self::Expired(_) | Self::ExpiresSoon(_) => format!("issue it anew; {look}"),
-            Self::NotYetValid(_) => format!("correct this machine's clock (timedatectl), or issue it anew; {look}"),
+            Self::Expired(_) | Self::ExpiresSoon(_) => format!("reissue it; {look}"),
+            Self::NotYetValid(_) => format!("correct this machine's clock (timedatectl), or reissue it; {look}"),
         }
     }
 }

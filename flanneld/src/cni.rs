@@ -160,21 +160,37 @@ impl Logged {
     fn log(&mut self, outcome: &Result<Option<Installed>, InstallError>, cni: &Cni) {
         let error = outcome.as_ref().err().map(|error| chain(error));
         if let Some(error) = error.as_ref().filter(|error| self.error.as_ref() != Some(*error)) {
-            tracing::warn!(target: "flannel::cni", error, "cannot install the CNI plug-in or its configuration; retrying");
+            tracing::warn!(
+                target: "flannel::cni",
+                error,
+                "cannot install the CNI plug-in or its configuration; retrying"
+            );
         }
         self.error = error;
         let Ok(Some(installed)) = outcome else { return };
         if let Some(configuration) = cni.configuration.as_ref().filter(|_| installed.written) {
             let path = configuration.directory.join(install::CONFLIST);
-            tracing::info!(target: "flannel::cni", path = %path.display(), "CNI configuration written: pods can be attached");
+            tracing::info!(
+                target: "flannel::cni",
+                path = %path.display(),
+                "CNI configuration written: pods can be attached"
+            );
         }
         for path in &installed.replaced {
-            tracing::info!(target: "flannel::cni", path = %path.display(), "another CNI configuration of flannel was renamed to *.replaced");
+            tracing::info!(
+                target: "flannel::cni",
+                path = %path.display(),
+                "another CNI configuration of flannel was renamed to *.replaced"
+            );
         }
         if self.before != installed.before {
             for path in &installed.before {
                 let path = path.display();
-                tracing::warn!(target: "flannel::cni", %path, "the runtime uses this CNI configuration first; delete it to use flannel");
+                tracing::warn!(
+                    target: "flannel::cni",
+                    %path,
+                    "the runtime uses this CNI configuration first; delete it to use flannel"
+                );
             }
             self.before.clone_from(&installed.before);
         }

@@ -40,7 +40,11 @@ async fn write(store: &KubeSubnets) {
     while let Err(error) = store.set_network_unavailable(false).await {
         let error = chain(&error);
         if error != said {
-            tracing::warn!(target: "flannel::kubernetes", error, "cannot set the condition NetworkUnavailable of the Node; retrying");
+            tracing::warn!(
+                target: "flannel::kubernetes",
+                error,
+                "cannot set the condition NetworkUnavailable of the Node; retrying"
+            );
             said = error;
         }
         sleep(backoff.wait()).await;
@@ -80,12 +84,20 @@ pub(crate) async fn record(mut handle: Handle, mut rules: watch::Receiver<RulesS
             Err(error @ SubnetError::Denied { .. }) => {
                 // The log has what keeps an agent from getting ready.
                 if now.is_empty() {
-                    tracing::info!(target: "flannel::kubernetes", error = chain(&error), "no permission to create Events of the Node");
+                    tracing::info!(
+                        target: "flannel::kubernetes",
+                        error = chain(&error),
+                        "no permission to create Events of the Node"
+                    );
                 }
                 shown = Some(now);
             }
             Err(error) => {
-                tracing::debug!(target: "flannel::kubernetes", error = chain(&error), "cannot create an Event of the Node; retrying")
+                tracing::debug!(
+                    target: "flannel::kubernetes",
+                    error = chain(&error),
+                    "cannot create an Event of the Node; retrying"
+                )
             }
         }
         sleep(PAUSE).await;

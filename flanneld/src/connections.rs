@@ -53,7 +53,11 @@ async fn accept(listener: &TcpListener, router: &Router, open: &mut Open) {
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(target: "flannel::agent", %error, "cannot accept HTTP requests: raise the limit of open files");
+                    tracing::warn!(
+                        target: "flannel::agent",
+                        %error,
+                        "cannot accept HTTP requests: raise the limit of open files"
+                    );
                 }
                 sleep(PAUSE).await;
             }

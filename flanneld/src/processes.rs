@@ -1,4 +1,4 @@
-//! Other flannel agents on this host, by `/proc`. Go flannel's program is called `flanneld`, too.
+//! Other flannel agents on this host, found in `/proc`. Go flannel's program is called `flanneld`, too.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +8,7 @@ use crate::{command_table, env, flags};
 
 const NAME: &str = "flanneld";
 
-/// A running agent: this program's without a command, or Go flannel's.
+/// A running agent of flannelkit or Go flannel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Agent {
     pub(crate) pid: u32,

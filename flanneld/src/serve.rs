@@ -80,7 +80,10 @@ impl Place {
             return listener;
         }
         let Self { addr, flags, .. } = self;
-        tracing::warn!(target: "flannel::agent", "cannot serve status and metrics at {addr}: another program uses the address; stop it, or set {flags}");
+        tracing::warn!(
+            target: "flannel::agent",
+            "cannot serve status and metrics at {addr}: another program uses the address; stop it, or set {flags}"
+        );
         let mut backoff = Backoff::default();
         loop {
             sleep(backoff.wait()).await;

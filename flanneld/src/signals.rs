@@ -25,7 +25,12 @@ pub(crate) fn watch(cancel: CancellationToken) -> io::Result<()> {
                 break signal;
             }
             let remedy = "restart flanneld to change its flags";
-            tracing::info!(target: "flannel::agent", signal = signal.as_str(), remedy, "signal ignored: nothing to reload");
+            tracing::info!(
+                target: "flannel::agent",
+                signal = signal.as_str(),
+                remedy,
+                "signal ignored: nothing to reload"
+            );
         };
         tracing::info!(target: "flannel::agent", signal = signal.as_str(), "stopping; devices and routes stay");
         cancel.cancel();

@@ -96,7 +96,11 @@ impl Keeper {
     /// Records an answer of the store itself.
     pub(crate) fn learn(&self, learn: impl FnOnce(&mut Known) -> Changed) {
         if std::mem::take(&mut self.state().standing_in) {
-            tracing::info!(target: "flannel::store", path = %self.path.display(), "lease store reachable again: no longer using the state file");
+            tracing::info!(
+                target: "flannel::store",
+                path = %self.path.display(),
+                "lease store reachable again: no longer using the state file"
+            );
         }
         self.note(learn);
     }
@@ -164,7 +168,12 @@ impl Keeper {
     pub(crate) fn standing_in(&self, error: &SubnetError) {
         if !std::mem::replace(&mut self.state().standing_in, true) {
             let error = chain(error);
-            tracing::warn!(target: "flannel::store", path = %self.path.display(), error, "lease store unreachable: using the lease and peers of the state file");
+            tracing::warn!(
+                target: "flannel::store",
+                path = %self.path.display(),
+                error,
+                "lease store unreachable: using the lease and peers of the state file"
+            );
         }
     }
 
@@ -248,7 +257,11 @@ impl Keeper {
                 self.changed.notify_waiters();
                 if was.is_none() {
                     let error = chain(error);
-                    tracing::warn!(target: "flannel::store", error, "cannot write the state file; a boot without the lease store may lack peers");
+                    tracing::warn!(
+                        target: "flannel::store",
+                        error,
+                        "cannot write the state file; a boot without the lease store may lack peers"
+                    );
                 }
             }
         }

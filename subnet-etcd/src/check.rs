@@ -1,4 +1,4 @@
-//! Checks that tools run before a start: what a user may do in etcd.
+//! Checks the permissions of the store's user in etcd, before a start.
 
 use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
 use flannel_core::subnet::SubnetError;
@@ -6,15 +6,15 @@ use flannel_core::subnet::SubnetError;
 use crate::list::after_prefix;
 use crate::store::Store;
 
-/// The name of a record that no node has.
-const NOBODYS: &str = "0.0.0.0-0";
+/// A record name that no node uses.
+const UNUSED: &str = "0.0.0.0-0";
 
 impl Store {
     /// Asks etcd to write a record under a condition that never holds. etcd checks the permissions of all branches of
     /// a transaction before it compares anything.
     pub(crate) async fn check_access(&self) -> Result<(), SubnetError> {
         let doing = |doing| move |fault: crate::error::Fault| fault.into_subnet_error(doing);
-        let key = format!("{}{NOBODYS}", self.base);
+        let key = format!("{}{UNUSED}", self.base);
         let never = Compare::create_revision(key.as_str(), CompareOp::Less, 0);
         let records = GetOptions::new().with_range(after_prefix(&self.base)).with_count_only();
         let read = [TxnOp::get(&*self.config_key, None), TxnOp::get(&*self.base, Some(records))];
@@ -24,7 +24,7 @@ impl Store {
         Ok(())
     }
 
-    /// Returns the roles of a user, who may ask for them without further permissions.
+    /// Returns the roles of a user. Reading one's own roles needs no permission.
     pub(crate) async fn roles_of(&self, user: &str) -> Result<Vec<String>, SubnetError> {
         let ask = |mut client: etcd_client::Client| async move { client.user_get(user).await };
         let answer = self.connector.read(ask).await;

@@ -140,14 +140,14 @@ fn tls_remedy(problem: &str) -> Option<&'static str> {
         ("BadSignature", CA),
         (
             "not valid for name",
-            "use a host name or address of the member's certificate in the endpoint, or issue the certificate anew \
+            "use a host name or address of the member's certificate in the endpoint, or reissue the certificate \
              with this one as subjectAltName",
         ),
         ("certificate expired", "renew the member's certificate, or correct this machine's clock (timedatectl)"),
         ("certificate not valid yet", "correct the clock of this machine (timedatectl), or of the authority"),
         (
             "UnsupportedCertVersion",
-            "a certificate is of X.509 version 1, the client's or the member's: issue it anew with extensions, which \
+            "a certificate is of X.509 version 1, the client's or the member's: reissue it with extensions, which \
              makes it version 3 (openssl x509 -extfile)",
         ),
         ("CertificateRequired", "the member requires a client certificate: give one with its key"),

@@ -248,7 +248,7 @@ impl Reason {
                 "delete the record whose node is gone, or restart the agent that wrote this one"
             }
             Self::OverlapsOwn { .. } | Self::OwnAddress(_) | Self::OwnMac(_) => {
-                "two nodes publish the same: give one of them another name or address, or delete the record if its node is gone"
+                "two nodes publish the same: give one another name or address, or delete the record if its node is gone"
             }
             Self::Covers { .. } | Self::CoversConnected { .. } => {
                 "delete the record, and choose a network that contains no address or route of the nodes"

@@ -180,7 +180,7 @@ impl Refusal {
     pub fn remedy(&self) -> &'static str {
         match self.peer {
             Some(_) => {
-                "correct what that node publishes, or delete its record; if the kernel refuses all peers, the cause is on this node"
+                "correct what that node publishes, or delete its record; if all peers are refused, look for the cause here"
             }
             None => "fix the cause that the kernel gives (memory, privileges); the write is retried",
         }

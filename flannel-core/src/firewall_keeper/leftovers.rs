@@ -28,7 +28,11 @@ impl Leftovers {
             Err(error) => {
                 let text = chain(&error);
                 if self.logged.as_ref() != Some(&text) {
-                    tracing::warn!(target: "flannel::firewall", error = text, "cannot remove the rules of the other packet filter; retrying");
+                    tracing::warn!(
+                        target: "flannel::firewall",
+                        error = text,
+                        "cannot remove the rules of the other packet filter; retrying"
+                    );
                     self.logged = Some(text);
                 }
             }

@@ -204,7 +204,10 @@ impl<'a> Driver<'a> {
         };
         tokio::select! {
             () = rest => {}
-            () = grace => tracing::warn!(target: "flannel::agent", "stopped before a call to the kernel or the lease store was answered"),
+            () = grace => tracing::warn!(
+                target: "flannel::agent",
+                "stopped before a call to the kernel or the lease store was answered"
+            ),
         }
         // Calls that did not finish are dropped, so that they do not run beside the teardown.
         (self.kernel, self.preview, self.config) = (None, None, None);
@@ -224,7 +227,11 @@ impl<'a> Driver<'a> {
         match removal::release(self.seams, &local.context, &published, last).await {
             Ok(()) => self.show_given_back(),
             Err(error) => {
-                tracing::warn!(target: "flannel::lease", error = chain(&error), "cannot release the lease; it expires by itself")
+                tracing::warn!(
+                    target: "flannel::lease",
+                    error = chain(&error),
+                    "cannot release the lease; it expires by itself"
+                )
             }
         }
     }

@@ -170,7 +170,12 @@ impl EnvKeeper {
 fn warn_of_moved_pods(former: &Dual<Prefix>, present: &Dual<Prefix>) {
     for (family, from) in former.iter() {
         if let Some(to) = present.get(family).filter(|to| *to != from) {
-            tracing::warn!(target: "flannel::subnet_env", %from, %to, "this node has another subnet: restart its pods, which have addresses of the former one");
+            tracing::warn!(
+                target: "flannel::subnet_env",
+                %from,
+                %to,
+                "this node has another subnet: restart its pods, which have addresses of the former one"
+            );
         }
     }
 }

@@ -34,7 +34,12 @@ pub(crate) fn all(settings: &Settings) -> Vec<Dual<Prefix>> {
 pub(crate) fn known(env: &Path) -> Vec<Dual<Prefix>> {
     let file = beside(env);
     let found = bytes(&file).unwrap_or_else(|error| {
-        tracing::warn!(target: "flannel::kernel", path = %file.display(), %error, "cannot read the former networks; ignored");
+        tracing::warn!(
+            target: "flannel::kernel",
+            path = %file.display(),
+            %error,
+            "cannot read the former networks; ignored"
+        );
         None
     });
     let mut networks =

@@ -90,7 +90,11 @@ pub(crate) async fn remove(
             }
             // Another overlay claims the network now: its routes cannot be told apart.
             Err(KernelError::Conflict { other, .. }) => {
-                tracing::info!(target: "flannel::kernel", other, "keeping the routes of a former network, which another overlay uses now");
+                tracing::info!(
+                    target: "flannel::kernel",
+                    other,
+                    "keeping the routes of a former network, which another overlay uses now"
+                );
             }
             Err(error) => return Err(error.into()),
         }

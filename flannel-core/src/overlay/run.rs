@@ -214,8 +214,8 @@ impl Overlay {
     /// # Errors
     /// As [`run`](Self::run), and [`OverlayError::Unanswered`] if the store or the host has not answered after 10 s:
     /// retry; and [`OverlayError::Store`] with [`SubnetError::Unconfigured`], at once, if there is no network
-    /// configuration. Returns `Ok(None)` if the store has no lease of this node, because its subnet is not known before a lease
-    /// is acquired.
+    /// configuration. Returns `Ok(None)` if the store has no lease of this node, because its subnet is not known before
+    /// a lease is acquired.
     ///
     /// # Cancel safety
     /// May be dropped at any await.

@@ -87,13 +87,24 @@ pub(crate) async fn start(
             if !waits {
                 // If the store identifies nodes by address, a wrong address gives another node's lease.
                 let (name, addrs) = (context.uplink.name.as_str(), &context.uplink.addrs);
-                tracing::info!(target: "flannel::uplink", interface = name, %before, %addrs, "waiting {SETTLE:?} for the addresses used before");
+                tracing::info!(
+                    target: "flannel::uplink",
+                    interface = name,
+                    %before,
+                    %addrs,
+                    "waiting {SETTLE:?} for the addresses used before"
+                );
             }
             settle(seams, &settings, &surveyed, so_far, until).await?;
             continue;
         }
         if so_far.is_none_or(|so_far| so_far.context.uplink != context.uplink) {
-            tracing::info!(target: "flannel::uplink", interface = context.uplink.name.as_str(), reason = %rationale, "uplink selected");
+            tracing::info!(
+                target: "flannel::uplink",
+                interface = context.uplink.name.as_str(),
+                reason = %rationale,
+                "uplink selected"
+            );
         }
         let claims = match claimed.take() {
             Some((before, claims)) if before.context.config.is_same_overlay(&context.config) => claims,
@@ -180,7 +191,11 @@ async fn claim(seams: &Seams, settings: &Settings, surveyed: &Surveyed) -> Resul
         match claim(&others, Residence::Former).await {
             Ok(claim) => former.push((others, claim)),
             Err(OverlayError::Kernel(error @ KernelError::Conflict { .. })) => {
-                tracing::info!(target: "flannel::kernel", error = chain(&error), "keeping the routes of a former network");
+                tracing::info!(
+                    target: "flannel::kernel",
+                    error = chain(&error),
+                    "keeping the routes of a former network"
+                );
             }
             Err(error) => return Err(error),
         }
@@ -199,7 +214,11 @@ pub(crate) async fn remember(settings: &Settings, surveyed: &Surveyed, former: &
         Ok(Err(error)) => chain(&error),
         Err(error) => chain(&error),
     };
-    tracing::warn!(target: "flannel::kernel", error, "cannot save the former networks; stale routes may remain after a crash");
+    tracing::warn!(
+        target: "flannel::kernel",
+        error,
+        "cannot save the former networks; stale routes may remain after a crash"
+    );
 }
 
 /// Checks, before a lease is acquired, whether the kernel can do what the backend needs.

@@ -83,7 +83,7 @@ pub(super) async fn state(store: &StoreOptions, file: &StateFile) -> Finding {
     let kept = stores::open(store).await.ok().and_then(|opened| opened.kept_in(Some(file)).state);
     if let Some(Err(reason)) = kept.map(|kept| kept.check()) {
         let what = format!("a start ignores {shown}: {reason}");
-        return warning(what, format!("rm {shown} (the agent writes it anew)"));
+        return warning(what, format!("rm {shown} (the agent writes it again)"));
     }
     #[expect(clippy::disallowed_methods, reason = "file times are of the wall clock, and this one is only shown")]
     let age = found.modified().ok().and_then(|time| time.elapsed().ok()).unwrap_or_default();
@@ -99,7 +99,7 @@ pub(super) fn subnet_env(options: &Options) -> (Option<SubnetEnv>, Finding) {
         }
         Ok(Some(_)) => {
             let found = format!("{path} is incomplete, so pods cannot be attached");
-            let fix = format!("rm {path} (the agent writes it anew when it starts)");
+            let fix = format!("rm {path} (the agent writes it again when it starts)");
             (None, Finding::new("subnet file", Severity::Warning, found, fix))
         }
         Ok(None) => {

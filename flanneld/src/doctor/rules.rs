@@ -29,7 +29,7 @@ pub(super) async fn examine(options: &Options, config: &NetworkConfig) -> Findin
             return Finding::new("firewall", Severity::Note, format!("not checked: {}", chain(&error)), fix);
         }
         FirewallError::Unsupported { what, hint } => (format!("{what} is missing"), hint.clone()),
-        other => (chain(other), format!("see what it says to: {name} --version; dmesg | tail")),
+        other => (chain(other), format!("look for the cause: {name} --version; dmesg | tail")),
     };
     match needed {
         Some(flag) => {

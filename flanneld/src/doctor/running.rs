@@ -109,7 +109,7 @@ pub(super) fn change(in_force: &Value, stored: &NetworkConfig) -> Finding {
         |former: NetworkConfig| former.is_same_overlay(stored) && former.enable_nftables == stored.enable_nftables;
     if former.is_ok_and(is_same) {
         let found = format!("the one in the store has changed: {listed}");
-        return Finding::new("configuration", Severity::Note, found, "nothing: new leases go by it without a restart");
+        return Finding::new("configuration", Severity::Note, found, "nothing: new leases use it without a restart");
     }
     let found = format!("the one in the store has changed, and the running agent uses the former one: {listed}");
     let fix = "restart the agent on every node (systemctl restart flanneld), or write the old configuration again";
