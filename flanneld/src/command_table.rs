@@ -74,7 +74,7 @@ pub(crate) const COMMANDS: &[Command] = &[
         operand: "",
         summary: "shows what a start of the agent would change",
         details: "Reads the lease store and the kernel, and shows the writes that a start would make, objects of other \
-                  programs in the way, and writes that would be deferred. Changes nothing.",
+                  programs in the way, and writes that would be deferred. Changes no object and no record.",
         flags: OUTPUT,
         source: Source::Host,
         exits: &[(exit::SUCCESS, "the plan is complete"), (exit::FAILURE, "store or kernel could not be read")],
@@ -100,7 +100,7 @@ pub(crate) const COMMANDS: &[Command] = &[
         operand: "",
         summary: "checks this host, and shows how to correct what it finds",
         details: "Checks everything that a start needs. Each finding has the severity ok, note, WARNING or ERROR, and \
-                  what to do. Changes nothing, and needs no running agent.",
+                  what to do. Changes no object and no record, and needs no running agent.",
         flags: OUTPUT,
         source: Source::Host,
         exits: &[(exit::SUCCESS, "no error was found"), (exit::FAILURE, "at least one error was found")],

@@ -6,7 +6,7 @@ use crate::command_table::{ADDRESS, COMMANDS, Command, Source};
 use crate::flag_table::{Flag, GROUPS, Group};
 use crate::{env, help};
 
-/// Files that the agent uses by default, with what they are for.
+/// Files that the agent uses by default, and their purpose.
 const FILES: &[(&str, &str)] = &[
     ("/run/flannel/subnet.env", "Subnet, network and MTU of this node, for the CNI plug-in."),
     ("/var/lib/flannel/OVERLAY.state", "Lease and peers, for a boot while the lease store is unavailable."),
@@ -39,8 +39,8 @@ pub(super) fn page() -> String {
         let _ = writeln!(page, ".TP\n.B {code}\n{}", sentence(meaning));
     }
     page += ".SH FILES\n";
-    for (file, use_) in FILES {
-        let _ = writeln!(page, ".TP\n.I {}\n{}", text(file), text(use_));
+    for (file, purpose) in FILES {
+        let _ = writeln!(page, ".TP\n.I {}\n{}", text(file), text(purpose));
     }
     page += ".SH EXAMPLES\n.nf\n";
     for example in COMMANDS.iter().flat_map(|command| command.examples) {
