@@ -138,6 +138,10 @@ impl Protected {
     /// owner. Returns whether there were any.
     pub(crate) fn in_use(&mut self, prefix: &Prefix) -> bool {
         self.removals.in_use(prefix);
+        // Usually nothing waits, and a list calls this for every peer.
+        if self.prefixes.is_empty() {
+            return false;
+        }
         self.release(*prefix, Reason::Unconfirmed);
         self.release(*prefix, Reason::MassRemoval);
         let over: Vec<_> = self.overlapping(prefix).filter(|(_, reason)| *reason == Reason::MassRemoval).collect();

@@ -156,6 +156,11 @@ const RTA_NH_ID: u16 = 30;
 const BODY_LEN: usize = 12;
 const RTNEXTHOP_LEN: usize = 8;
 
+/// Returns whether an overlay of this library wrote the route of a message.
+pub(crate) fn has_own_protocol(payload: &[u8]) -> bool {
+    RouteHeader::parse(payload).is_ok_and(|header| Route::is_own_protocol(header.protocol.into()))
+}
+
 /// Decodes `RTM_NEWROUTE` or `RTM_DELROUTE`; `None` for a family that is not IP and for cached routes.
 pub(crate) fn decode(payload: &[u8]) -> Result<Option<SeenRoute>, Unreadable> {
     const WHAT: &str = "route message";
