@@ -20,8 +20,11 @@ pub(crate) fn decode(attrs: &LeaseAttrs, family: Family) -> Result<MacAddr, Skip
     };
     let json = attrs.backend_data.get(family).ok_or_else(|| Skip::BadData(format!("no {field}")))?;
     let bad = |problem: String| Skip::BadData(format!("{field}: {problem}"));
-    let object = Object::parse(json.as_str().as_bytes()).map_err(|error| bad(error.problem))?;
-    let mac = object.string("VtepMAC").map_err(|error| bad(format!("VtepMAC: {}", error.problem)))?;
+    let mac = Object::string_of(json.as_str().as_bytes(), "VtepMAC");
+    let mac = mac.map_err(|error| match error.path.strip_prefix("$.") {
+        Some(key) => bad(format!("{key}: {}", error.problem)),
+        None => bad(error.problem),
+    })?;
     let mac = mac.ok_or_else(|| bad("no VtepMAC".to_owned()))?;
     mac.parse().map_err(|error| bad(format!("VtepMAC: {error}")))
 }

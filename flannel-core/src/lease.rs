@@ -109,8 +109,13 @@ impl Json {
     /// # Errors
     /// [`JsonError`] when it is not exactly one JSON value. Final for this input.
     pub fn parse(text: &str) -> Result<Self, JsonError> {
-        let raw: &RawValue = serde_json::from_str(text).map_err(|error| JsonError(error.to_string()))?;
-        Ok(Self(raw.get().into()))
+        let raw = serde_json::from_str(text).map_err(|error| JsonError(error.to_string()))?;
+        Ok(Self::of_raw(raw))
+    }
+
+    /// Returns the text of a value that was parsed.
+    pub(crate) fn of_raw(raw: &RawValue) -> Self {
+        Self(raw.get().into())
     }
 
     /// Returns an object with these members in this order, in compact form.
@@ -249,7 +254,8 @@ impl LeaseAttrs {
         if bytes.len() > Self::MAX_BYTES {
             return Err(AttrsError::TooLarge(bytes.len()));
         }
-        let wire: wire::Attrs = serde_json::from_slice(bytes).map_err(|error| AttrsError::Json(error.to_string()))?;
+        let wire: wire::Attrs<'_> =
+            serde_json::from_slice(bytes).map_err(|error| AttrsError::Json(error.to_string()))?;
         wire.check()
     }
 }
@@ -260,15 +266,15 @@ mod wire {
 
     /// The fields as they appear in the text.
     #[derive(Default)]
-    pub(super) struct Attrs {
+    pub(super) struct Attrs<'a> {
         public_ip: Option<serde_json::Value>,
         public_ipv6: Option<serde_json::Value>,
         backend_type: Option<serde_json::Value>,
-        backend_data: Option<Box<RawValue>>,
-        backend_v6_data: Option<Box<RawValue>>,
+        backend_data: Option<&'a RawValue>,
+        backend_v6_data: Option<&'a RawValue>,
     }
 
-    impl<'de> serde::Deserialize<'de> for Attrs {
+    impl<'de> serde::Deserialize<'de> for Attrs<'de> {
         fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
             deserializer.deserialize_map(AttrsVisitor)
         }
@@ -277,16 +283,17 @@ mod wire {
     struct AttrsVisitor;
 
     impl<'de> Visitor<'de> for AttrsVisitor {
-        type Value = Attrs;
+        type Value = Attrs<'de>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("an object with PublicIP")
         }
 
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Attrs, A::Error> {
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Attrs<'de>, A::Error> {
             let mut attrs = Attrs::default();
-            while let Some(key) = map.next_key::<String>()? {
-                match key.to_ascii_lowercase().as_str() {
+            while let Some(mut key) = map.next_key::<String>()? {
+                key.make_ascii_lowercase();
+                match key.as_str() {
                     "publicip" => attrs.public_ip = Some(map.next_value()?),
                     "publicipv6" => attrs.public_ipv6 = Some(map.next_value()?),
                     "backendtype" => attrs.backend_type = Some(map.next_value()?),
@@ -301,7 +308,7 @@ mod wire {
         }
     }
 
-    impl Attrs {
+    impl Attrs<'_> {
         pub(super) fn check(self) -> Result<LeaseAttrs, AttrsError> {
             let mut attrs = LeaseAttrs::default();
             let v4 = self.public_ip.unwrap_or(serde_json::Value::Null);
@@ -326,8 +333,7 @@ mod wire {
                 }
             }
             for (family, data) in [(Family::V4, self.backend_data), (Family::V6, self.backend_v6_data)] {
-                *attrs.backend_data.slot(family) =
-                    data.map(|raw| Json(raw.get().into())).filter(|data| !data.is_null());
+                *attrs.backend_data.slot(family) = data.map(Json::of_raw).filter(|data| !data.is_null());
             }
             Ok(attrs)
         }

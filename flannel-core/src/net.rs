@@ -304,17 +304,19 @@ impl FromStr for MacAddr {
     type Err = MacError;
 
     fn from_str(text: &str) -> Result<Self, MacError> {
-        let bad = || MacError(text.chars().take(40).collect());
-        let mut bytes = [0; 6];
-        let mut parts = text.split(':');
-        for byte in &mut bytes {
-            let part = parts.next().ok_or_else(bad)?;
-            if part.len() != 2 || !part.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-                return Err(bad());
+        let parse = || {
+            let mut bytes = [0; 6];
+            if text.len() != 17 {
+                return None;
             }
-            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
-        }
-        if parts.next().is_some() { Err(bad()) } else { Ok(Self(bytes)) }
+            for (byte, part) in bytes.iter_mut().zip(text.as_bytes().chunks(3)) {
+                let ([high, low] | [high, low, b':']) = part else { return None };
+                let digit = |digit: &u8| char::from(*digit).to_digit(16);
+                *byte = u8::try_from(16 * digit(high)? + digit(low)?).ok()?;
+            }
+            Some(Self(bytes))
+        };
+        parse().ok_or_else(|| MacError(text.chars().take(40).collect()))
     }
 }
 

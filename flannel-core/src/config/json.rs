@@ -1,9 +1,10 @@
 //! JSON objects, decoded as Go does (docs/compatibility.md, "Network configuration").
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -32,10 +33,23 @@ impl Object {
     /// # Errors
     /// [`ConfigError`] when the text is not exactly one JSON object. Final for this text.
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
-        let Members(members) = serde_json::from_slice(json).map_err(|error| {
-            ConfigError::new("$", format!("not a JSON object ({error})"), "write one JSON object and nothing after it")
-        })?;
-        Ok(Self { members, ..Self::new("$") })
+        Ok(Self { members: Members::parse(json)?.to_owned(), ..Self::new("$") })
+    }
+
+    /// Returns a string of a whole document, as [`parse`](Self::parse) and [`string`](Self::string) do. Keeps nothing
+    /// else, so it takes less time.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when the text is not exactly one JSON object, or the value has another type. Final for this
+    /// text.
+    pub fn string_of<'a>(json: &'a [u8], key: &str) -> Result<Option<Cow<'a, str>>, ConfigError> {
+        let Members(members) = Members::parse(json)?;
+        let members = members.iter().map(|(name, raw)| (&**name, raw.get()));
+        let Some(json) = last(members, key, |json| *json != NULL) else { return Ok(None) };
+        match serde_json::from_str(json) {
+            Ok(Text(text)) => Ok(Some(text)),
+            Err(_) => Err(Self::new("$").mistyped(key, json, A_STRING)),
+        }
     }
 
     /// Returns the JSON path of a key, such as `$.Backend.VNI`.
@@ -68,7 +82,7 @@ impl Object {
     /// # Errors
     /// [`ConfigError`] when the value has another type. Final for this text.
     pub fn bool(&self, key: &str) -> Result<Option<bool>, ConfigError> {
-        self.typed(key, "true or false", |value| value.as_bool())
+        self.typed(key, "true or false")
     }
 
     /// Returns a whole number, 0 or more.
@@ -76,7 +90,7 @@ impl Object {
     /// # Errors
     /// [`ConfigError`] when the value is something else. Final for this text.
     pub fn u64(&self, key: &str) -> Result<Option<u64>, ConfigError> {
-        self.typed(key, "a whole number, 0 or more", |value| value.as_u64())
+        self.typed(key, "a whole number, 0 or more")
     }
 
     /// Returns a string.
@@ -84,7 +98,7 @@ impl Object {
     /// # Errors
     /// [`ConfigError`] when the value has another type. Final for this text.
     pub fn string(&self, key: &str) -> Result<Option<String>, ConfigError> {
-        self.typed(key, "a string", |value| value.as_str().map(str::to_owned))
+        self.typed(key, A_STRING)
     }
 
     /// Returns an object.
@@ -94,15 +108,15 @@ impl Object {
     pub fn object(&self, key: &str) -> Result<Option<Self>, ConfigError> {
         let Some(json) = self.last(key, |json| !json.is_null()) else { return Ok(None) };
         match serde_json::from_str(json.as_str()) {
-            Ok(Members(members)) => Ok(Some(Self { path: self.path_of(key), members })),
-            Err(_) => Err(self.mistyped(key, json, "an object")),
+            Ok(members) => Ok(Some(Self { path: self.path_of(key), members: Members::to_owned(&members) })),
+            Err(_) => Err(self.mistyped(key, json.as_str(), "an object")),
         }
     }
 
     /// Returns a string. Rejects `null`, as flannel does for some keys.
     pub(super) fn string_not_null(&self, key: &str) -> Result<Option<String>, ConfigError> {
         match self.last(key, |_| true) {
-            Some(json) if json.is_null() => Err(self.mistyped(key, json, "a string")),
+            Some(json) if json.is_null() => Err(self.mistyped(key, json.as_str(), A_STRING)),
             _ => self.string(key),
         }
     }
@@ -118,40 +132,59 @@ impl Object {
         self.members.iter().map(member).collect::<Vec<_>>().join(",")
     }
 
-    fn typed<T>(
-        &self,
-        key: &str,
-        expected: &'static str,
-        read: impl Fn(&Value) -> Option<T>,
-    ) -> Result<Option<T>, ConfigError> {
+    fn typed<T: DeserializeOwned>(&self, key: &str, expected: &'static str) -> Result<Option<T>, ConfigError> {
         // `null` has no effect, so it does not hide an earlier value either.
         let Some(json) = self.last(key, |json| !json.is_null()) else { return Ok(None) };
-        let value = serde_json::from_str::<Value>(json.as_str()).ok().as_ref().and_then(read);
-        value.map(Some).ok_or_else(|| self.mistyped(key, json, expected))
+        serde_json::from_str(json.as_str()).map(Some).map_err(|_| self.mistyped(key, json.as_str(), expected))
     }
 
     fn last(&self, key: &str, accept: impl Fn(&Json) -> bool) -> Option<&Json> {
-        let mut any_case = None;
-        for (name, json) in self.members.iter().rev().filter(|(_, json)| accept(json)) {
-            if name == key {
-                return Some(json);
-            }
-            if any_case.is_none() && name.eq_ignore_ascii_case(key) {
-                any_case = Some(json);
-            }
-        }
-        any_case
+        last(self.members.iter().map(|(name, json)| (name.as_str(), json)), key, |json| accept(json))
     }
 
-    fn mistyped(&self, key: &str, found: &Json, expected: &str) -> ConfigError {
-        let found: String = found.as_str().chars().take(64).collect();
+    fn mistyped(&self, key: &str, found: &str, expected: &str) -> ConfigError {
+        let found: String = found.chars().take(64).collect();
         ConfigError::new(self.path_of(key), format!("{found} is not {expected}"), format!("write {expected}"))
     }
 }
 
-struct Members(Vec<(String, Json)>);
+/// Returns the last value of a key that is accepted: that of the exact spelling, or else of any case.
+fn last<'a, V>(
+    members: impl DoubleEndedIterator<Item = (&'a str, V)>,
+    key: &str,
+    accept: impl Fn(&V) -> bool,
+) -> Option<V> {
+    let mut any_case = None;
+    for (name, value) in members.rev().filter(|(_, value)| accept(value)) {
+        if name == key {
+            return Some(value);
+        }
+        if any_case.is_none() && name.eq_ignore_ascii_case(key) {
+            any_case = Some(value);
+        }
+    }
+    any_case
+}
 
-impl<'de> serde::Deserialize<'de> for Members {
+const A_STRING: &str = "a string";
+const NULL: &str = "null";
+
+/// The members of an object in the order of the text, including duplicates.
+struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'a> Members<'a> {
+    fn parse(json: &'a [u8]) -> Result<Self, ConfigError> {
+        serde_json::from_slice(json).map_err(|error| {
+            ConfigError::new("$", format!("not a JSON object ({error})"), "write one JSON object and nothing after it")
+        })
+    }
+
+    fn to_owned(&self) -> Vec<(String, Json)> {
+        self.0.iter().map(|(name, raw)| (name.to_string(), Json::of_raw(raw))).collect()
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Members<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(MembersVisitor)
     }
@@ -160,18 +193,44 @@ impl<'de> serde::Deserialize<'de> for Members {
 struct MembersVisitor;
 
 impl<'de> Visitor<'de> for MembersVisitor {
-    type Value = Members;
+    type Value = Members<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
         let mut members = Vec::new();
-        while let Some((key, raw)) = map.next_entry::<String, Box<RawValue>>()? {
-            let json = Json::parse(raw.get()).map_err(serde::de::Error::custom)?;
-            members.push((key, json));
+        while let Some((Text(name), raw)) = map.next_entry()? {
+            members.push((name, raw));
         }
         Ok(Members(members))
+    }
+}
+
+/// A string, borrowed from the document unless it contains an escape.
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de> serde::Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(TextVisitor).map(Self)
+    }
+}
+
+struct TextVisitor;
+
+impl<'de> Visitor<'de> for TextVisitor {
+    type Value = Cow<'de, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(text.into())
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(text.to_owned().into())
     }
 }

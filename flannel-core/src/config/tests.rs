@@ -1,4 +1,6 @@
 use super::*;
+use std::borrow::Cow;
+
 use proptest::prelude::*;
 
 fn parse(text: &str) -> Result<NetworkConfig, ConfigError> {
@@ -233,6 +235,20 @@ fn external_allocation_has_no_pool_and_judges_no_range() {
 }
 
 proptest! {
+    #[test]
+    fn a_string_is_the_same_whether_the_other_members_are_kept_or_not(
+        members in proptest::collection::vec(
+            ("[kK][eE][yY]|other|\"|k\\\\u0065y", "\"\\PC{0,6}\"|\"\\\\u00e9\"|null|7|\\[1, \"x\"\\]|\\{\\}| \"x\" |[\"x}]"),
+            0..6,
+        ),
+    ) {
+        let members: Vec<_> = members.iter().map(|(key, value)| format!("\"{key}\":{value}")).collect();
+        let text = format!("{{{}}}", members.join(","));
+        let kept = Object::parse(text.as_bytes()).and_then(|object| object.string("Key"));
+        let alone = Object::string_of(text.as_bytes(), "Key");
+        prop_assert_eq!(alone.map(|text| text.map(Cow::into_owned)), kept, "{}", text);
+    }
+
     #[test]
     fn parsing_never_panics_on_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let _ = NetworkConfig::parse(&bytes, Allocation::Pool);
