@@ -46,7 +46,7 @@ fn record(n: u32) -> Record {
     let attrs = attrs.with_backend(LeaseAttrs::backend_name("vxlan"), data);
     let lease = Lease::new(key, Dual { v4: Prefix::new(IpAddr::V4(subnet), 24).ok(), v6: None }, attrs)
         .expiring(Some(flannel_core::clock::BootTime::default()))
-        .fenced(Fence(Some(format!("{}", 1_000_000 + n).into())));
+        .fenced(Fence::new(&format!("{}", 1_000_000 + n)));
     Record::of(lease, n.into())
 }
 

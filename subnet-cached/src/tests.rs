@@ -96,7 +96,7 @@ fn records(event: LeaseEvent) -> Vec<Record> {
 
 fn held(expires: Option<u64>) -> Known {
     let expires = expires.map(|secs| BootTime(Duration::from_secs(secs)));
-    let lease = peer(3).expiring(expires).fenced(Fence(Some("7".into())));
+    let lease = peer(3).expiring(expires).fenced(Fence::new("7"));
     let own = Own::Held(node(), lease);
     let this_node =
         Some(ThisNode::named(node()).publishing(samples::lease(7, &[Family::V4, Family::V6], "vxlan").attrs.public_ip));

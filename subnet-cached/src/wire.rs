@@ -175,7 +175,7 @@ struct Holding<'a> {
     subnets: Subnets,
     attrs: Box<RawValue>,
     expires_unix_ms: Option<u64>,
-    fence: Option<Box<str>>,
+    fence: Option<String>,
 }
 
 /// The times needed to compute when a lease of the file ends.
@@ -194,7 +194,7 @@ impl<'a> Holding<'a> {
             subnets: Subnets(lease.subnets),
             attrs: attrs_text(&lease.attrs)?,
             expires_unix_ms: lease.expires.map(wall),
-            fence: lease.fence.0.clone(),
+            fence: lease.fence.text(),
         })
     }
 
@@ -203,8 +203,8 @@ impl<'a> Holding<'a> {
         let node = NodeIdentity::new(&self.node).map_err(|error| bad(&error))?;
         let attrs = LeaseAttrs::from_json(self.attrs.get().as_bytes()).map_err(|error| bad(&error))?;
         let Ok(expires) = time.expiry(self.expires_unix_ms) else { return Ok(Own::None) };
-        let (key, fence) = (LeaseKey::new(&self.key), Fence(self.fence));
-        Ok(Own::Held(node, Lease::new(key, self.subnets.0, attrs).expiring(expires).fenced(fence)))
+        let (key, fence) = (LeaseKey::new(&self.key), self.fence.map(|text| Fence::new(&text)));
+        Ok(Own::Held(node, Lease::new(key, self.subnets.0, attrs).expiring(expires).fenced(fence.unwrap_or_default())))
     }
 }
 

@@ -25,7 +25,8 @@ pub fn names(one: &[u8], other: &[u8]) {
 
 /// Checks that a fence's text round-trips.
 pub fn fence(text: &str) {
-    if let Some(version) = Version::from_fence(&Fence(Some(text.into()))) {
+    assert_eq!(Fence::new(text).text().as_deref(), Some(text));
+    if let Some(version) = Version::from_fence(&Fence::new(text)) {
         assert_eq!(Version::from_fence(&version.fence()), Some(version));
     }
 }

@@ -102,7 +102,7 @@ impl Store {
     pub(crate) fn lease(&self, key: LeaseKey, entry: Entry) -> Lease {
         // Both clocks are read here: time spent waiting for a lock or a disk must not extend the lease.
         let expires = entry.expires.map(|at| self.options.clock.now().after(at.since(WallTime::now())));
-        let fence = Fence(Some(entry.created.to_string().into()));
+        let fence = Fence::new(&entry.created.to_string());
         Lease::new(key, entry.subnets, entry.attrs).expiring(expires).fenced(fence)
     }
 
@@ -148,7 +148,7 @@ pub(crate) fn parse_config(path: &Path, text: &[u8]) -> Result<NetworkConfig, Su
 /// Whether a record is still the one that a lease was read from. Renewals by its holder keep it so: a renewal whose
 /// answer was lost may be repeated.
 fn is_of(entry: &Entry, lease: &Lease) -> bool {
-    let same_fence = lease.fence.0.as_deref() == Some(entry.created.to_string().as_str());
+    let same_fence = lease.fence == Fence::new(&entry.created.to_string());
     same_fence && entry.subnets == lease.subnets
 }
 

@@ -119,7 +119,7 @@ impl<'a> Node<'a> {
     }
 
     pub(crate) fn fence(&self) -> Fence {
-        Fence(Some((&*self.uid).into()))
+        Fence::new(&self.uid)
     }
 
     /// Returns the record that a managed Node publishes.

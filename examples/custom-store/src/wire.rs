@@ -112,7 +112,7 @@ impl Entry {
     }
 
     fn fence(&self) -> Fence {
-        Fence(Some(self.created.to_string().into()))
+        Fence::new(&self.created.to_string())
     }
 
     fn key(&self) -> LeaseKey {

@@ -101,7 +101,7 @@ async fn a_record_taken_by_another_node_is_lost() {
     let mut agent = node.run();
     let mut taken = Lease::clone(&*agent.ready().await.lease.unwrap());
     taken.attrs.public_ip.v4 = Some(public(Family::V4, 99));
-    taken.fence = Fence(Some("another".into()));
+    taken.fence = Fence::new("another");
     node.store.insert([taken]);
     let lost = agent.event(|event| matches!(event, Event::LeaseLost(_))).await;
     assert_eq!(lost, Event::LeaseLost(LossReason::Taken));
@@ -122,7 +122,7 @@ async fn the_record_of_a_named_node_is_written_again_whatever_is_done_to_it() {
     let no_data = edited(|lease| lease.attrs.backend_data.v4 = None);
     let other_address = edited(|lease| {
         lease.attrs.public_ip.v4 = Some(public(Family::V4, 99));
-        lease.fence = Fence(Some("another".into()));
+        lease.fence = Fence::new("another");
     });
     let acts: [(&str, &dyn Fn()); 4] = [
         ("removed", &|| assert!(node.store.delete(&node.key()))),
@@ -251,7 +251,7 @@ async fn a_record_that_moves_to_another_subnet_moves_the_node() {
     let mut moved = Lease::clone(&*agent.ready().await.lease.unwrap());
     // A Kubernetes node made anew: same name and address, another podCIDR.
     moved.subnets.v4 = Some(subnet(250));
-    moved.fence = Fence(Some("uid-2".into()));
+    moved.fence = Fence::new("uid-2");
     node.store.insert([moved]);
     agent.event(|event| matches!(event, Event::LeaseLost(LossReason::Refused(_)))).await;
     let status = agent.until(|status| status.phase == Phase::Ready && status.lease.is_some()).await;

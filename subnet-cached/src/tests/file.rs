@@ -26,7 +26,7 @@ async fn changes_are_gathered_and_writes_keep_their_distance() {
     // A renewal of another node is not a change.
     let modified = || fs::metadata(bed.path()).unwrap().modified().unwrap();
     let before = modified();
-    bed.store.insert([peer(3).fenced(Fence(Some("8".into())))]);
+    bed.store.insert([peer(3).fenced(Fence::new("8"))]);
     drive(&mut watch, 2 * PACE).await;
     assert_eq!(modified(), before);
     let mode = fs::metadata(bed.path()).unwrap().permissions().mode();

@@ -5,7 +5,7 @@ use crate::known::Changed;
 
 fn moved(lease: &Lease, fence: &str) -> Lease {
     let public_ip = Dual { v4: Some("192.0.2.77".parse().unwrap()), v6: None };
-    let mut lease = lease.clone().fenced(Fence(Some(fence.into())));
+    let mut lease = lease.clone().fenced(Fence::new(fence));
     lease.attrs.public_ip = public_ip;
     lease
 }
@@ -77,7 +77,7 @@ async fn the_file_holds_the_own_lease_under_the_new_address() {
     let mut watch = cached.watch();
     watch.next().await.unwrap().unwrap();
     bed.store.fail_next([Fault::LostReply]);
-    cached.renew(&moved(&lease, lease.fence.0.as_deref().unwrap())).await.unwrap_err();
+    cached.renew(&moved(&lease, &lease.fence.text().unwrap())).await.unwrap_err();
     watch.next().await.unwrap().unwrap();
     cached.flush().await.unwrap();
     bed.store.outage();

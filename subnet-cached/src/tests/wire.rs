@@ -59,7 +59,9 @@ fn known(expires: impl Strategy<Value = Option<u64>>) -> impl Strategy<Value = K
     (own, proptest::collection::btree_map(any::<u8>(), record, 0..12)).prop_map(|((expires, fence, has), records)| {
         let mut known = held(expires);
         match &mut known.own {
-            Own::Held(_, lease) if has => lease.fence = Fence(fence.map(Into::into)),
+            Own::Held(_, lease) if has => {
+                lease.fence = fence.map(|text| Fence::new(&text)).unwrap_or_default();
+            }
             _ => known.own = Own::None,
         }
         known.records = Some(records.into_values().collect());

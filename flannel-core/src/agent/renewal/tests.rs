@@ -34,7 +34,7 @@ fn a_rival_does_not_make_a_short_lease_run_out() {
     let mut edited = lease(Some(20));
     edited.attrs.backend_type = "theirs".into();
     for n in 0..8 {
-        edited.fence = Fence(Some(n.to_string().into()));
+        edited.fence = Fence::new(&n.to_string());
         assert_eq!(held.own_record(Some(&record(edited.clone())), Shown::Event, at(1)), Outcome::Same);
     }
     assert!(held.deadline().is_some_and(|due| due <= at(11)), "{:?}", held.deadline());
@@ -59,10 +59,10 @@ fn an_edited_record_is_written_again_and_a_deleted_one_is_lost() {
     let mut held = with_lease(None);
     let mut edited = lease(None);
     edited.attrs.backend_type = "vxlan".into();
-    edited.fence = Fence(Some("7".into()));
+    edited.fence = Fence::new("7");
     assert_eq!(held.own_record(Some(&record(edited)), Shown::Event, at(1)), Outcome::Same);
     let Some(StoreCall::Renew(renewed)) = held.call(at(1)) else { panic!("no renewal") };
-    assert_eq!((&renewed.attrs, &renewed.fence), (&lease(None).attrs, &Fence(Some("7".into()))));
+    assert_eq!((&renewed.attrs, &renewed.fence), (&lease(None).attrs, &Fence::new("7")));
     let mut held = with_lease(None);
     assert_eq!(held.own_record(None, Shown::Event, at(1)), Outcome::Lost(LossReason::Deleted));
     assert!(!held.is_held());
@@ -71,10 +71,10 @@ fn an_edited_record_is_written_again_and_a_deleted_one_is_lost() {
 #[test]
 fn a_record_shown_without_expiry_does_not_end_renewal() {
     let mut held = with_lease(Some(120));
-    let touched = Lease { fence: Fence(Some("8".into())), ..lease(None) };
+    let touched = Lease { fence: Fence::new("8"), ..lease(None) };
     assert_eq!(held.own_record(Some(&record(touched)), Shown::Event, at(1)), Outcome::Same);
     let Some(StoreCall::Renew(renewed)) = held.call(at(70)) else { panic!("no renewal") };
-    assert_eq!((renewed.expires, &renewed.fence), (Some(at(120)), &Fence(Some("8".into()))));
+    assert_eq!((renewed.expires, &renewed.fence), (Some(at(120)), &Fence::new("8")));
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn record(lease: Lease) -> Record {
 }
 
 fn fenced(fence: &str) -> Lease {
-    Lease { fence: Fence(Some(fence.into())), ..lease(None) }
+    Lease { fence: Fence::new(fence), ..lease(None) }
 }
 
 fn edited(fence: &str) -> Lease {
@@ -219,7 +219,7 @@ fn another_agent_that_publishes_the_same_is_noticed_and_answered() {
     let mut held = with_lease(None);
     assert_eq!(held.own_record(Some(&record(fenced("1"))), Shown::Event, at(1)), Outcome::Same);
     let Some(StoreCall::Renew(renewed)) = held.call(at(1)) else { panic!("no answer") };
-    assert_eq!((&renewed.attrs, &renewed.fence), (&lease(None).attrs, &Fence(Some("1".into()))));
+    assert_eq!((&renewed.attrs, &renewed.fence), (&lease(None).attrs, &Fence::new("1")));
     assert_eq!(held.contended().map(|contended| contended.times), Some(1));
     held.answered(Ok(fenced("2")), at(1));
     // The other agent does the same.
@@ -252,7 +252,7 @@ fn an_own_renewal_whose_reply_was_lost_is_no_rivals() {
     held.answered(Err(SubnetError::Unavailable { doing: "renewing", source: "cut".into() }), at(67));
     held.own_record(Some(&record(fenced("9"))), Shown::Event, at(67));
     held.expire(at(100));
-    assert_eq!((held.contended(), &held.lease().fence), (None, &Fence(Some("9".into()))));
+    assert_eq!((held.contended(), &held.lease().fence), (None, &Fence::new("9")));
 }
 
 #[test]
@@ -291,7 +291,7 @@ fn a_late_record_does_not_undo_what_was_written_since() {
     // The same with an older fence, which the store would refuse.
     let late = Lease { attrs: other.clone(), ..fenced("8") };
     held.own_record(Some(&record(late)), Shown::Event, at(2));
-    assert_eq!((&held.lease().fence, held.deadline()), (&Fence(Some("9".into())), None));
+    assert_eq!((&held.lease().fence, held.deadline()), (&Fence::new("9"), None));
     // A different record may be older or newer: only the store can tell.
     for seen in [Some(record(fenced("7"))), Some(taken()), None] {
         assert_eq!(held.own_record(seen.as_ref(), Shown::Event, at(2)), Outcome::Same);

@@ -50,7 +50,7 @@ pub fn base_and_peer_are_functions_of_what_they_are_given(harness: &dyn Harness,
 }
 
 fn renewed(lease: &Lease) -> Lease {
-    Lease { expires: Some(BootTime::default()), fence: Fence(Some("renewed".into())), ..lease.clone() }
+    Lease { expires: Some(BootTime::default()), fence: Fence::new("renewed"), ..lease.clone() }
 }
 
 /// The names, kinds and order of devices depend only on the configuration: whatever a node's host, subnet and address

@@ -180,7 +180,7 @@ impl Inner {
         let key = LeaseKey::new(node.as_str());
         let Some(Ok(lease)) = self.records.get(&key).map(|record| record.lease.clone()) else { return };
         if lease.subnets != subnets {
-            let fence = Fence(Some((self.revision + 1).to_string().into()));
+            let fence = Fence::new(&(self.revision + 1).to_string());
             self.put(key, Ok(Arc::new(Lease { subnets, fence, ..Lease::clone(&lease) })));
         }
     }
@@ -282,7 +282,7 @@ impl Inner {
     fn write(&mut self, mut lease: Lease, now: BootTime) -> Lease {
         lease.expires = self.ttl.map(|ttl| now.after(ttl));
         if lease.fence == Fence::default() {
-            lease.fence = Fence(Some((self.revision + 1).to_string().into()));
+            lease.fence = Fence::new(&(self.revision + 1).to_string());
         }
         self.put(lease.key.clone(), Ok(Arc::new(lease.clone())));
         lease
