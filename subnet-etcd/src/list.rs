@@ -2,12 +2,14 @@
 
 use etcd_client::{GetOptions, KeyValue};
 use flannel_core::lease::{OldestRecords, Record};
+use futures_util::future::join;
 
 use crate::connect::{Connector, Header};
 use crate::error::{Fault, Kind};
 use crate::wire;
 
 /// All records as of one revision.
+#[derive(Debug)]
 pub(crate) struct Listing {
     pub(crate) header: Header,
     pub(crate) records: Vec<Record>,
@@ -44,37 +46,52 @@ pub(crate) async fn gather<T>(
 
 async fn pages(connector: &Connector, base: &str, mut add: impl FnMut(Record)) -> Result<Header, Fault> {
     let end = after_prefix(base);
-    let mut header = Header::default();
-    let mut from = base.as_bytes().to_vec();
+    let page = |from: &[u8], options: GetOptions| {
+        let (from, options) = (from.to_vec(), options.with_range(end.clone()));
+        connector.read(move |mut client| {
+            let (from, options) = (from.clone(), options.clone());
+            async move { client.get(from, Some(options)).await }
+        })
+    };
     let mut limit = PAGE;
+    let mut from = base.as_bytes().to_vec();
+    let mut options = GetOptions::new();
+    let mut answer = page(&from, options.clone().with_limit(limit)).await;
+    let mut header = Header::default();
     loop {
-        let options = || GetOptions::new().with_range(end.clone()).with_revision(header.revision);
-        let page = |options: GetOptions| {
-            let from = from.clone();
-            connector.read(move |mut client| {
-                let (from, options) = (from.clone(), options.clone());
-                async move { client.get(from, Some(options)).await }
-            })
-        };
-        let (response, is_cut) = match page(options().with_limit(limit)).await {
+        let (response, is_cut) = match answer {
             Err(fault) if fault.kind == Kind::TooLarge && limit > 1 => {
                 // Another client wrote large values: these records are bad, but the others are not.
                 limit = (limit / 8).max(1);
+                answer = page(&from, options.clone().with_limit(limit)).await;
                 continue;
             }
-            Err(fault) if fault.kind == Kind::TooLarge => (page(options().with_limit(1).with_keys_only()).await?, true),
+            Err(fault) if fault.kind == Kind::TooLarge => {
+                (page(&from, options.clone().with_limit(1).with_keys_only()).await?, true)
+            }
             result => (result?, false),
         };
         if header.revision == 0 {
             header = Header::of(response.header());
+            options = options.with_revision(header.revision);
         }
         let read = if is_cut { wire::record_too_large } else { wire::record };
-        response.kvs().iter().for_each(|kv| add(read(base, kv)));
+        let mut add_all = || response.kvs().iter().for_each(|kv| add(read(base, kv)));
         match response.kvs().last() {
             Some(last) if response.more() => from = after(last),
-            _ => return Ok(header),
+            _ => {
+                add_all();
+                return Ok(header);
+            }
         }
         limit = (limit * 2).min(PAGE);
+        // The server prepares the next page while this one is parsed.
+        let parsed = async {
+            // Lets the connection send the request.
+            tokio::task::yield_now().await;
+            add_all();
+        };
+        (answer, ()) = join(page(&from, options.clone().with_limit(limit)), parsed).await;
     }
 }
 
