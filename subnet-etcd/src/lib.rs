@@ -39,6 +39,7 @@ pub mod fuzzing;
 mod list;
 mod list_watch;
 mod scheme;
+mod snapshot;
 mod store;
 mod watch;
 mod wire;
@@ -65,7 +66,7 @@ use store::Store;
 
 /// Leases in etcd.
 ///
-/// Clones share one connection.
+/// Clones share one connection and, until the first watch, one list of the records: it is used for a minute.
 #[derive(Clone)]
 pub struct EtcdSubnets {
     store: Arc<Store>,
@@ -171,6 +172,7 @@ impl EtcdSubnets {
             clock: Arc::new(SystemClock::default()),
             unacknowledged: Arc::default(),
             config_seen: Arc::default(),
+            snapshot: Arc::default(),
         };
         Self { store: Arc::new(store) }
     }

@@ -7,15 +7,16 @@ use etcd_client::{Compare, CompareOp, GetOptions, TxnOp};
 use flannel_core::allocation::{Taken, all_compatible};
 use flannel_core::clock::Clock;
 use flannel_core::config::{Allocation, NetworkConfig};
-use flannel_core::lease::{BadRecord, Lease, LeaseAttrs, LeaseKey, Record};
+use flannel_core::lease::{BadRecord, Lease, LeaseAttrs, LeaseKey, OldestRecords, Record};
 use flannel_core::net::{Dual, Prefix};
 use flannel_core::subnet::{NodeIdentity, SubnetError, Want};
 
 use crate::config::Ttl;
 use crate::config_watch::ConfigSeen;
-use crate::connect::Connector;
+use crate::connect::{Connector, Header};
 use crate::error::Fault;
-use crate::list::{after_prefix, gather, list};
+use crate::list::{Listing, after_prefix, gather, list};
+use crate::snapshot::Snapshot;
 use crate::wire::{self, Version};
 use crate::write::random;
 use crate::write::{Granted, Outcome, Put, UnacknowledgedWrites, unchanged};
@@ -31,6 +32,7 @@ pub(crate) struct Store {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) unacknowledged: Arc<UnacknowledgedWrites>,
     pub(crate) config_seen: Arc<ConfigSeen>,
+    pub(crate) snapshot: Arc<Snapshot>,
 }
 
 /// How often an acquire reads everything again after others changed what it had read. In a race for new leases this
@@ -57,9 +59,9 @@ const CONFIG: &str = "reading the network configuration";
 
 impl Store {
     pub(crate) async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
-        let (config, revision) = self.config().await?;
-        self.config_seen.note(revision);
-        Ok(config)
+        let found = self.config().await?;
+        self.config_seen.note(found.revision);
+        Ok(found.config)
     }
 
     pub(crate) fn parse_config(&self, text: &[u8]) -> Result<NetworkConfig, SubnetError> {
@@ -85,12 +87,13 @@ impl Store {
     pub(crate) async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
         const DOING: &str = "reading the previous leases";
         let owner = Owner::of(node)?;
-        let (config, _) = self.config().await?;
+        let ConfigRead { config, now, .. } = self.config().await?;
         let doing = |fault: Fault| fault.into_subnet_error(DOING);
-        let add = |own: &mut Vec<Arc<Lease>>, record: Record| {
-            own.extend(record.lease.ok().filter(|lease| owner.holds(&lease.attrs) && own.len() < MAX_OWN));
+        let add = |own: &mut Vec<Arc<Lease>>, record: &Record| {
+            let lease = record.lease.as_ref().ok().filter(|lease| owner.holds(&lease.attrs));
+            own.extend(lease.filter(|_| own.len() < MAX_OWN).cloned());
         };
-        let (_, own) = gather(&self.connector, &self.base, Vec::new, add).await.map_err(doing)?;
+        let (_, own) = self.fold(now, Vec::new, add).await.map_err(doing)?;
         let fits = |lease: &&Arc<Lease>| all_compatible(&config, &lease.subnets);
         let mut previous = Vec::new();
         for found in own.iter().filter(fits).take(MAX_PREVIOUS) {
@@ -114,8 +117,7 @@ impl Store {
             return Err(SubnetError::Invalid { at: "lease attributes".to_owned(), reason });
         }
         for _ in 0..ROUNDS {
-            let (config, config_revision) = self.config().await?;
-            let mut seen = Seen::read(self, owner, &want, config, config_revision).await?;
+            let mut seen = Seen::read(self, owner, &want, self.config().await?).await?;
             let mut own = std::mem::take(&mut seen.own);
             let kept = want.kept(&own, |lease| seen.fits(lease)).map(|place| own.remove(place));
             let (own, others): (Vec<_>, Vec<_>) = own.into_iter().partition(|lease| want.gives_up(lease));
@@ -130,6 +132,8 @@ impl Store {
             if let Some(lease) = taken {
                 return Ok(lease);
             }
+            // A store restored from a backup may have the same header and other records.
+            self.snapshot.forget();
         }
         let problem = "other nodes kept changing what was read";
         Err(Fault::cut(&self.base, problem).into_subnet_error(ACQUIRING))
@@ -215,8 +219,36 @@ impl Store {
         format!("{}{}", self.base, key.as_str())
     }
 
-    /// Returns the configuration and the revision that wrote it.
-    async fn config(&self) -> Result<(NetworkConfig, i64), SubnetError> {
+    /// Folds all records, however many there are. Reads them only if they may differ from those read before; `now` is
+    /// the state of the store in its last answer.
+    async fn fold<T>(
+        &self,
+        now: Header,
+        start: impl Fn() -> T,
+        add: impl Fn(&mut T, &Record),
+    ) -> Result<(Header, T), Fault> {
+        let mut sum = start();
+        if self.snapshot.visit(now, |record| add(&mut sum, record)) {
+            return Ok((now, sum));
+        }
+        if !self.snapshot.is_wanted() {
+            return gather(&self.connector, &self.base, start, |sum, record| add(sum, &record)).await;
+        }
+        let start = || (0, OldestRecords::default(), start());
+        let add = |(count, oldest, sum): &mut (usize, OldestRecords, T), record: Record| {
+            add(sum, &record);
+            oldest.push(record);
+            *count += 1;
+        };
+        let (header, (count, oldest, sum)) = gather(&self.connector, &self.base, start, add).await?;
+        let records = oldest.finish();
+        if records.len() == count {
+            self.snapshot.keep(Listing { header, records });
+        }
+        Ok((header, sum))
+    }
+
+    async fn config(&self) -> Result<ConfigRead, SubnetError> {
         let read = |mut client: etcd_client::Client| async move { client.get(&*self.config_key, None).await };
         let response = self.connector.read(read).await.map_err(|fault| fault.into_subnet_error(CONFIG))?;
         let Some(kv) = response.kvs().first() else {
@@ -230,7 +262,8 @@ impl Store {
                 ),
             });
         };
-        Ok((self.parse_config(kv.value())?, kv.mod_revision()))
+        let (config, now) = (self.parse_config(kv.value())?, Header::of(response.header()));
+        Ok(ConfigRead { config, revision: kv.mod_revision(), now })
     }
 
     /// Deletes a lease of this node that is not kept: the network changed, or a lost answer left two leases.
@@ -319,7 +352,7 @@ impl Store {
                 return Ok(None);
             }
             for kv in read.iter().filter(|kv| !is_config(kv)) {
-                seen.add(wire::record(&self.base, kv).lease);
+                seen.add(&wire::record(&self.base, kv).lease);
             }
             seen.revision = header.revision;
         }
@@ -410,6 +443,15 @@ impl Owner {
     }
 }
 
+/// The configuration, and the state of the store when it was read.
+struct ConfigRead {
+    config: NetworkConfig,
+    /// The revision that wrote it.
+    revision: i64,
+    /// The state of the store.
+    now: Header,
+}
+
 /// What an acquire has read.
 struct Seen {
     config: NetworkConfig,
@@ -428,12 +470,11 @@ impl Seen {
         store: &Store,
         owner: Owner,
         want: &Want,
-        config: NetworkConfig,
-        config_revision: i64,
+        ConfigRead { config, revision, now }: ConfigRead,
     ) -> Result<Self, SubnetError> {
         let start = || Self {
             config: config.clone(),
-            config_revision,
+            config_revision: revision,
             revision: 0,
             own: Vec::new(),
             taken: Taken::of(&config),
@@ -442,21 +483,20 @@ impl Seen {
             lease.attrs.are_addresses_alone() && Version::from_fence(&lease.fence).is_some_and(Version::is_reservation)
         };
         let is_own = |lease: &Lease| owner.holds(&lease.attrs) && (want.is_own(lease) || is_reserved(lease));
-        let add = |seen: &mut Self, record: Record| match record.lease {
-            Ok(lease) if is_own(&lease) && seen.own.len() < MAX_OWN => seen.own.push(lease),
+        let add = |seen: &mut Self, record: &Record| match &record.lease {
+            Ok(lease) if is_own(lease) && seen.own.len() < MAX_OWN => seen.own.push(Arc::clone(lease)),
             lease => seen.add(lease),
         };
-        let (header, mut seen) = gather(&store.connector, &store.base, start, add)
-            .await
-            .map_err(|fault| fault.into_subnet_error(ACQUIRING))?;
+        let (header, mut seen) =
+            store.fold(now, start, add).await.map_err(|fault| fault.into_subnet_error(ACQUIRING))?;
         seen.revision = header.revision;
         Ok(seen)
     }
 
     /// Adds a record of another node. A bad record is treated as the newest, so it never outranks a lease.
-    fn add(&mut self, lease: Result<Arc<Lease>, Box<BadRecord>>) {
+    fn add(&mut self, lease: &Result<Arc<Lease>, Box<BadRecord>>) {
         match lease {
-            Ok(lease) => self.keep(&lease),
+            Ok(lease) => self.keep(lease),
             Err(bad) => self.taken.add(&bad.subnets, i64::MAX),
         }
     }
@@ -513,11 +553,11 @@ mod tests {
         };
         let own = lease(1 << 31, 7);
         for n in 1..MAX_TAKEN as u32 {
-            seen.add(Ok(Arc::new(lease(n, 1))));
+            seen.add(&Ok(Arc::new(lease(n, 1))));
         }
         assert!(seen.choose(&Dual::default()).is_ok());
         for n in [1 << 30, 1 << 29] {
-            seen.add(Err(Box::new(BadRecord::new(String::new(), lease(n, 1).subnets))));
+            seen.add(&Err(Box::new(BadRecord::new(String::new(), lease(n, 1).subnets))));
         }
         let full = seen.choose(&Dual::default());
         assert!(matches!(&full, Err(SubnetError::Exhausted(text)) if text.contains("more than 524288")), "{full:?}");

@@ -71,7 +71,15 @@ impl Watch {
         match self.list_watch.step() {
             Step::List => {
                 self.source = None;
-                let listing = list(&connector, &self.store.base).await?;
+                let mut kept = self.store.snapshot.end();
+                if let Some(header) = kept.as_ref().map(|kept| kept.header) {
+                    let now = connector.header().await?;
+                    kept = kept.filter(|_| header == now);
+                }
+                let listing = match kept {
+                    Some(kept) => kept,
+                    None => list(&connector, &self.store.base).await?,
+                };
                 self.list_watch.listed(listing.header);
                 self.ready.push_back(LeaseEvent::Reset(listing.records));
             }

@@ -127,6 +127,11 @@ pub(crate) fn record_too_large(base: &str, kv: &KeyValue) -> Record {
     record_of(name(base, kv.key()), None, Version::of(kv))
 }
 
+/// Returns the record that a write made.
+pub(crate) fn record_written(key: &LeaseKey, value: &str, version: Version) -> Record {
+    record_of(key.as_str().as_bytes(), Some(value.as_bytes()), version)
+}
+
 fn record_of(name: &[u8], value: Option<&[u8]>, version: Version) -> Record {
     let key = LeaseKey::of_bytes(name);
     let lease = subnets_of(name, &key).and_then(|subnets| {

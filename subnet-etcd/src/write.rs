@@ -15,7 +15,7 @@ use flannel_core::lease::LeaseKey;
 use crate::connect::Header;
 use crate::error::{Fault, Kind};
 use crate::store::Store;
-use crate::wire::Version;
+use crate::wire::{self, Version};
 
 /// A record to be written.
 pub(crate) struct Put<'a> {
@@ -175,7 +175,9 @@ impl Store {
         }
         let modified = header.revision;
         let created = put.over.map_or(modified, |over| over.created);
-        Ok(Outcome::Written { version: Version { created, modified, lease }, expires: None })
+        let version = Version { created, modified, lease };
+        self.snapshot.wrote(wire::record_written(put.key, put.value, version), header);
+        Ok(Outcome::Written { version, expires: None })
     }
 
     /// Deletes a record that is unchanged. If it changed, returns the present record.

@@ -7,10 +7,12 @@ mod common;
 use std::time::Instant;
 
 use etcd_client::{Client, Txn, TxnOp};
+use flannel_core::lease::LeaseKey;
+use flannel_core::subnet::SubnetManager;
 use flannel_core::testing::store_contract::Watcher;
 use testkit::etcd::Version;
 
-use common::{BASE, established, node, open, raw, single, watch};
+use common::{BASE, established, node, open, raw, single, v4, watch};
 
 const COUNT: u16 = 10_000;
 
@@ -64,7 +66,7 @@ async fn ten_thousand_records_are_listed_in_pages() {
             let start = Instant::now();
             client.put(key, node(20_000 + n).attrs.to_json(), None).await.unwrap();
             let written = start.elapsed();
-            let name = flannel_core::lease::LeaseKey::new(&format!("10.64.{n}.0-24"));
+            let name = LeaseKey::new(&format!("10.64.{n}.0-24"));
             let is_shown = |watcher: &Watcher| watcher.good(&name).is_some_and(|l| l.attrs == node(20_000 + n).attrs);
             watcher.until(5, "a change", is_shown).await;
             delays.push((start.elapsed(), written));
@@ -77,6 +79,39 @@ async fn ten_thousand_records_are_listed_in_pages() {
             peak_kib()
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_lists_the_records_once_unless_others_write_meanwhile() {
+    let (etcd, store) = single(Version::Current).await;
+    store.put_config_json(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}"#).await.unwrap();
+    let mut client = raw(&etcd).await;
+    fill(&mut client).await;
+    let pages = 10;
+    let read = || ranges(&etcd.metrics(0).unwrap());
+    // The first start acquires a lease, the second has a previous one.
+    for _ in 0..2 {
+        let (fresh, new, before) = (open(&etcd), node(COUNT + 1), read());
+        fresh.previous(&new.id).await.unwrap();
+        let lease = new.acquire(&fresh).await;
+        let watcher = watch(&fresh).await;
+        assert!(watcher.holds(&lease));
+        assert_eq!(watcher.seen.len(), usize::from(COUNT) + 1);
+        let requests = read() - before;
+        assert!((pages..2 * pages).contains(&requests), "{requests} requests, {pages} a listing");
+    }
+    // Between any two steps another client deletes or writes.
+    let (fresh, new) = (open(&etcd), node(COUNT + 2));
+    fresh.previous(&new.id).await.unwrap();
+    client.delete(format!("{BASE}/subnets/10.64.1.0-24"), None).await.unwrap();
+    let lease = fresh.acquire(&new.id, new.preferring("10.64.1.0/24")).await.unwrap();
+    assert_eq!(lease.subnets, v4("10.64.1.0/24"));
+    client.delete(format!("{BASE}/subnets/10.64.2.0-24"), None).await.unwrap();
+    client.put(format!("{BASE}/subnets/10.200.0.0-24"), node(COUNT + 3).attrs.to_json(), None).await.unwrap();
+    let watcher = watch(&fresh).await;
+    assert!(watcher.holds(&lease));
+    assert!(watcher.good(&LeaseKey::new("10.64.2.0-24")).is_none());
+    assert!(watcher.good(&LeaseKey::new("10.200.0.0-24")).is_some());
 }
 
 fn peak_kib() -> String {
