@@ -6,6 +6,7 @@ use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use futures_util::future::try_join;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tracing::Instrument;
@@ -166,6 +167,26 @@ pub enum OverlayError {
     Release(#[source] SubnetError),
 }
 
+/// An item of a watch.
+type Watched = Result<LeaseEvent, SubnetError>;
+
+/// Returns the first list of the watch, and the error after it if the list comes from a state file.
+async fn first_list(seams: &Seams) -> Vec<Watched> {
+    let mut watch = seams.subnets.watch();
+    while let Some(item) = watch.next().await {
+        match item {
+            Ok(LeaseEvent::Reset(_)) => {
+                let error = watch.next().now_or_never().flatten().filter(Result::is_err);
+                return [Some(item), error].into_iter().flatten().collect();
+            }
+            Ok(_) => {}
+            Err(error) => seams.status.send_modify(|status| status.last_error = Some(chain(&error))),
+        }
+    }
+    // A watch that ended against its contract yields no list.
+    std::future::pending().await
+}
+
 impl Overlay {
     /// Returns a builder with the defaults.
     pub fn builder() -> Builder {
@@ -247,26 +268,13 @@ impl Overlay {
         let now = seams.clock.now();
         let status = Status::default();
         let mut machine = Machine::new(surveyed.settings, surveyed.backend, local, status, now, seams.jitter.clone());
-        let mut watch = seams.subnets.watch();
-        while let Some(event) = watch.next().await {
-            match event {
-                Ok(event @ LeaseEvent::Reset(_)) => {
-                    machine.handle(now, Input::Store(Ok(event)));
-                    break;
-                }
-                Ok(_) => {}
-                Err(error) => seams.status.send_modify(|status| status.last_error = Some(chain(&error))),
-            }
-        }
-        if !machine.is_synced() {
-            // A watch that ended against its contract yields no list.
-            return std::future::pending().await;
-        }
-        // A snapshot that replaces a store that is away is followed by an error.
-        if let Some(Some(trouble @ Err(_))) = watch.next().now_or_never() {
-            machine.handle(now, Input::Store(trouble));
-        }
-        let seen = seams.kernel.observe(machine.scope()).await?;
+        let scope = machine.scope().clone();
+        let admitted = async {
+            first_list(seams).await.into_iter().for_each(|item| machine.handle(now, Input::Store(item)));
+            Ok(())
+        };
+        // Both take long if there are many peers.
+        let ((), seen) = try_join(admitted, seams.kernel.observe(&scope)).await?;
         Ok(Some(machine.preview(seen, now)))
     }
 
