@@ -11,11 +11,12 @@ mod store;
 
 use std::fmt;
 
-use flannel_core::kernel::{Kernel, Scope};
+use flannel_core::config::NetworkConfig;
+use flannel_core::kernel::{HostFacts, Kernel, KernelError, Scope, State};
 use flannel_core::net::Family;
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::text::Plain;
-use flannel_core::uplink::{self, InUse, Request};
+use flannel_core::uplink::{self, Choice, InUse, Request, UplinkError};
 use serde::Serialize;
 
 use crate::options::Options;
@@ -97,7 +98,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs all checks. Writes nothing, and needs no running agent. `warnings` are those of the environment's variables.
+/// Runs all checks. Changes no object and no record, and needs no running agent. `warnings` are those of the environment's variables.
 pub(crate) async fn examine(options: &Options, warnings: &[String]) -> Report {
     let variable = |found: &String| Finding::new("environment", Severity::Warning, found, "correct or remove it");
     let mut findings: Vec<_> = warnings.iter().map(variable).collect();
@@ -112,31 +113,22 @@ pub(crate) async fn examine(options: &Options, warnings: &[String]) -> Report {
     if let Some(file) = &options.state_file {
         findings.push(files::state(&options.store, file).await);
     }
-    let (config, leased) = content.map_or((None, None), |content| (Some(content.config), content.leased));
-    if let Some(config) = &config {
+    let config = content.as_ref().map(|content| &content.config);
+    if let Some(config) = config {
         findings.extend(config::judge(config));
         findings.push(rules::examine(options, config).await);
     }
     let in_force = running.and_then(|running| running.in_force);
-    findings.extend(config.as_ref().zip(in_force.as_ref()).map(|(config, in_force)| running::change(in_force, config)));
-    let seen = match NetlinkKernel::new() {
-        Ok(kernel) => kernel.host_facts(&options.uplink.reaches()).await.map(|facts| (kernel, facts)),
-        Err(error) => Err(error),
-    };
-    let (kernel, facts) = match seen {
-        Ok(seen) => seen,
+    findings.extend(config.zip(in_force.as_ref()).map(|(config, in_force)| running::change(in_force, config)));
+    let Look { facts, choice, seen } = match look(options, config).await {
+        Ok(look) => look,
         Err(error) => {
             let fix = "run this in the host's network namespace, with AF_NETLINK allowed";
             findings.push(Finding::new("kernel", Severity::Error, chain(&error), fix));
             return Report { findings };
         }
     };
-    let families: Vec<Family> = match &config {
-        Some(config) => config.networks.families().collect(),
-        None => vec![Family::V4],
-    };
-    let request = Request::new(&options.uplink, &families, &options.public);
-    let choice = match uplink::select(request, &facts, InUse::NOTHING) {
+    let choice = match choice {
         Ok(choice) => {
             findings.push(Finding::ok("uplink", choice.rationale.to_string()));
             Some(choice)
@@ -151,7 +143,7 @@ pub(crate) async fn examine(options: &Options, warnings: &[String]) -> Report {
     findings.push(finding);
     let host = Host {
         overlay: &options.overlay,
-        config: config.as_ref(),
+        config,
         facts: &facts,
         uplink: choice.as_ref().map(|choice| &choice.uplink),
         env: env.as_ref(),
@@ -160,15 +152,44 @@ pub(crate) async fn examine(options: &Options, warnings: &[String]) -> Report {
         findings.extend(host.change());
     }
     findings.extend(host.judge(&host::Files));
-    if let (Some(config), Some(leased), Some(choice)) = (&config, &leased, &choice) {
-        let mut scope = Scope::new(options.overlay.clone(), config.networks.map(|_, network| network.prefix));
-        scope.uplink = Some(choice.uplink.index);
-        match kernel.observe(&scope).await {
-            Ok(seen) => findings.extend(routes::judge(config, leased, &choice.uplink, &seen.routes)),
-            Err(error) => findings.push(Finding::new("routes", Severity::Note, chain(&error), "run doctor again")),
+    match (&content, &choice, seen) {
+        (Some(content), Some(choice), Some(Ok(seen))) => {
+            findings.extend(routes::judge(&content.config, &choice.uplink, &seen.routes, content.leased()).await);
         }
+        (.., Some(Err(error))) => {
+            findings.push(Finding::new("routes", Severity::Note, chain(&error), "run doctor again"));
+        }
+        _ => {}
     }
     Report { findings }
+}
+
+/// What the kernel shows.
+struct Look {
+    facts: HostFacts,
+    choice: Result<Choice, UplinkError>,
+    /// The objects in the scope of the overlay, if configuration and uplink are known.
+    seen: Option<Result<State, KernelError>>,
+}
+
+async fn look(options: &Options, config: Option<&NetworkConfig>) -> Result<Look, KernelError> {
+    let kernel = NetlinkKernel::new()?;
+    let facts = kernel.host_facts(&options.uplink.reaches()).await?;
+    let families: Vec<Family> = match config {
+        Some(config) => config.networks.families().collect(),
+        None => vec![Family::V4],
+    };
+    let request = Request::new(&options.uplink, &families, &options.public);
+    let choice = uplink::select(request, &facts, InUse::NOTHING);
+    let seen = match (config, &choice) {
+        (Some(config), Ok(choice)) => {
+            let mut scope = Scope::new(options.overlay.clone(), config.networks.map(|_, network| network.prefix));
+            scope.uplink = Some(choice.uplink.index);
+            Some(kernel.observe(&scope).await)
+        }
+        _ => None,
+    };
+    Ok(Look { facts, choice, seen })
 }
 
 fn privilege() -> Finding {

@@ -13,27 +13,30 @@ use flannel_core::net::Prefix;
 
 use super::{Finding, Severity};
 
-/// Compares the routes `seen` in the pods' network with the subnets `leased`.
-pub(super) fn judge(
+/// The check of the routes in the pods' network, `seen` in the kernel. The leased subnets, which take long to list on a
+/// large cluster, are read only if there is a route to compare with them.
+pub(super) async fn judge(
     config: &NetworkConfig,
-    leased: &BTreeSet<Prefix>,
     uplink: &Uplink,
     seen: &BTreeMap<RouteKey, Route>,
+    leased: impl Future<Output = Option<BTreeSet<Prefix>>>,
 ) -> Vec<Finding> {
-    let routes = by_hand(config, |link| (link == LinkId::Uplink).then_some(&uplink.name), seen);
-    let nobodys = routes.filter_map(|(prefix, way)| (!leased.contains(&prefix)).then_some(way));
-    let finding = |way: String| {
+    let mut routes: Vec<_> = by_hand(config, |link| (link == LinkId::Uplink).then_some(&uplink.name), seen).collect();
+    if !routes.is_empty() {
+        let Some(leased) = leased.await else { return Vec::new() };
+        routes.retain(|(prefix, _)| !leased.contains(prefix));
+    }
+    if routes.is_empty() {
+        return vec![Finding::ok("routes", "no route through the uplink leads to a subnet that no node has")];
+    }
+    let finding = |(_, way): (_, String)| {
         let found = format!(
             "{way} leads to a subnet that no node has; Go flannel leaves such routes, and a later node with it is unreachable"
         );
         let fix = format!("unless another program needs it: ip route delete {way}");
         Finding::new("routes", Severity::Warning, found, fix)
     };
-    let findings: Vec<_> = nobodys.map(finding).collect();
-    if findings.is_empty() {
-        return vec![Finding::ok("routes", "no route through the uplink leads to a subnet that no node has")];
-    }
-    findings
+    routes.into_iter().map(finding).collect()
 }
 
 /// Returns the routes to a subnet of a node that no routing daemon made, as Go flannel's, each as `ip route delete` takes
@@ -62,8 +65,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn only_routes_through_the_uplink_to_subnets_without_a_lease_are_nobodys() {
+    #[tokio::test]
+    async fn only_routes_through_the_uplink_to_subnets_without_a_lease_are_nobodys() {
         let config = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
         let config = NetworkConfig::parse(config, Allocation::Pool).unwrap();
         let route = |prefix: &str, link, protocol| {
@@ -82,13 +85,16 @@ mod tests {
         ]);
         let uplink = Uplink::new(2, LinkName::new("eth0").unwrap(), Mtu(1500), Dual::default());
         let leased = BTreeSet::from(["10.5.2.0/24".parse().unwrap()]);
-        let fixes = |seen: &BTreeMap<RouteKey, Route>| {
-            let findings = judge(&config, &leased, &uplink, seen);
+        let fixes = async |seen: &BTreeMap<RouteKey, Route>| {
+            let findings = judge(&config, &uplink, seen, async { Some(leased.clone()) }).await;
             findings.into_iter().filter_map(|finding| finding.fix).collect::<Vec<_>>()
         };
         let wanted = "unless another program needs it: ip route delete 10.5.1.0/24 via 192.168.0.9 dev eth0";
-        assert_eq!(fixes(&seen), [wanted]);
+        assert_eq!(fixes(&seen).await, [wanted]);
         seen.pop_first();
-        assert!(fixes(&seen).is_empty());
+        assert!(fixes(&seen).await.is_empty());
+        seen.pop_first();
+        let unread = judge(&config, &uplink, &seen, std::future::pending()).await;
+        assert!(unread.iter().all(|finding| finding.severity == Severity::Ok), "{unread:?}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_core::config::NetworkConfig;
@@ -21,11 +22,10 @@ use crate::{chain, credentials, stores};
 /// How long the store may take for one answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// The content of the store.
+/// A store that answers.
 pub(super) struct Content {
     pub(super) config: NetworkConfig,
-    /// The subnets of all records, good or bad; `None` if the store did not list them in time.
-    pub(super) leased: Option<BTreeSet<Prefix>>,
+    subnets: Arc<dyn SubnetManager>,
 }
 
 /// Reads the store, and checks the certificates and permissions for it.
@@ -60,8 +60,7 @@ pub(super) async fn examine(options: &Options) -> (Option<Content>, Vec<Finding>
     let found = format!("{}: {} over {}", opened.name, networks.join(" and "), config.backend.kind);
     findings.push(Finding::ok("store", found));
     findings.extend(permissions(options, &opened).await);
-    let leased = timeout(PATIENCE, leased(&*opened.subnets)).await.ok().flatten();
-    (Some(Content { config, leased }), findings)
+    (Some(Content { config, subnets: opened.subnets }), findings)
 }
 
 fn silent(name: &str) -> Finding {
@@ -127,22 +126,26 @@ async fn grant(user: &str, prefix: &str, etcd: &EtcdSubnets) -> String {
     }
 }
 
-/// Returns the subnets of the first list.
-async fn leased(subnets: &dyn SubnetManager) -> Option<BTreeSet<Prefix>> {
-    let mut watch = subnets.watch();
-    while let Some(event) = watch.next().await {
-        if let Ok(LeaseEvent::Reset(records)) = event {
-            let subnets = |record: &Record| match &record.lease {
-                Ok(lease) => lease.subnets,
-                Err(bad) => bad.subnets,
-            };
-            return Some(
-                records
-                    .iter()
-                    .flat_map(|record| subnets(record).iter().map(|(_, subnet)| *subnet).collect::<Vec<_>>())
-                    .collect(),
-            );
-        }
+impl Content {
+    /// Returns the subnets of all records, good or bad; `None` if the store does not list them in time.
+    pub(super) async fn leased(&self) -> Option<BTreeSet<Prefix>> {
+        let list = async {
+            let mut watch = self.subnets.watch();
+            while let Some(event) = watch.next().await {
+                if let Ok(LeaseEvent::Reset(records)) = event {
+                    return Some(records.iter().flat_map(subnets).collect());
+                }
+            }
+            None
+        };
+        timeout(PATIENCE, list).await.ok().flatten()
     }
-    None
+}
+
+fn subnets(record: &Record) -> impl Iterator<Item = Prefix> + use<> {
+    let subnets = match &record.lease {
+        Ok(lease) => lease.subnets,
+        Err(bad) => bad.subnets,
+    };
+    [subnets.v4, subnets.v6].into_iter().flatten()
 }

@@ -21,6 +21,7 @@ const COMMANDS: &[&[&str]] = &[
     &["peers", "-o", "json"],
     &["explain", "172.16.0.2"],
     &["plan"],
+    &["doctor"],
     &["version"],
     &["help"],
 ];
