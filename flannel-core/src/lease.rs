@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, LazyLock};
 
 use serde_json::value::RawValue;
+use smol_str::SmolStr;
 
 use crate::clock::BootTime;
 use crate::net::{Dual, Family, Prefix};
@@ -16,7 +17,8 @@ pub use bounds::{Dropped, MAX_RECORDS, OldestRecords, RECORD_BYTES, is_complete,
 
 /// The lease store's name for a lease: an etcd key, a Kubernetes node name or a file name. Opaque outside the store.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LeaseKey(Arc<str>);
+// Most keys are short enough to be stored in it, without an allocation for each of ten thousand records.
+pub struct LeaseKey(SmolStr);
 
 impl LeaseKey {
     /// The longest key of a stored record, in bytes. A file name has at most 255.

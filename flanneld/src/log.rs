@@ -21,7 +21,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::options::{LogFormat, LogOptions};
 
 /// Lines that may wait for a reader; further ones are dropped and counted.
-const QUEUE: usize = 4096;
+const QUEUE: usize = 1024;
 /// The longest line, in bytes. Longer lines are cut, with a note. Together with the queue this bounds the log's memory.
 const MAX_LINE: usize = 16 * 1024;
 /// How long shutdown waits for queued lines.
