@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use crate::connect::Header;
 use crate::list::Listing;
 
-/// How long a list is used: a store that no watch follows must not keep it in memory.
+/// How long a list is used. The next call drops it then, so that a program that never watches does not keep it in memory
+/// as long as it renews its lease.
 const LIFETIME: Duration = Duration::from_secs(60);
 
 /// The listing of a start.
