@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -79,6 +80,9 @@ pub fn pings(from: &Namespace, to: IpAddr, every: Duration, duration: Duration) 
     Ok(took)
 }
 
+/// Counts the probes of this process.
+static PROBES: AtomicU16 = AtomicU16::new(0);
+
 struct Echo {
     socket: OwnedFd,
     to: IpAddr,
@@ -97,8 +101,8 @@ impl Echo {
             socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
         })?;
         let socket = opened.context(|| format!("{}: a raw socket needs CAP_NET_RAW", from.name()))?;
-        // The socket's own number distinguishes it from other probes of this process.
-        let id = (std::process::id() as u16).rotate_left(8) ^ socket.as_raw_fd() as u16;
+        // Not the number of the socket: the next socket has it again, and would take late replies to this probe.
+        let id = (std::process::id() as u16).rotate_left(8) ^ PROBES.fetch_add(1, Ordering::Relaxed);
         Ok(Self { socket, to, id })
     }
 
@@ -155,4 +159,18 @@ impl Echo {
 fn checksum(packet: &[u8; 8]) -> u16 {
     let sum: u32 = packet.chunks_exact(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum();
     !((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn a_probe_takes_no_late_reply_to_an_earlier_one() {
+        let namespace = Namespace::new("ping").unwrap();
+        let id = || Echo::open(&namespace, Ipv4Addr::LOCALHOST.into()).unwrap().id;
+        assert_ne!(id(), id());
+    }
 }
