@@ -1,151 +1,22 @@
 //! Leases, the attributes that nodes publish in them, and the records of a lease store.
 
 mod bounds;
+mod fence;
+mod key;
 
 use std::fmt::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, LazyLock};
 
 use serde_json::value::RawValue;
-use smol_str::SmolStr;
 
 use crate::clock::BootTime;
 use crate::net::{Dual, Family, Prefix};
 use crate::text::{Cut, Plain};
 
 pub use bounds::{Dropped, MAX_RECORDS, OldestRecords, RECORD_BYTES, is_complete, keep_oldest, weight};
-
-/// The lease store's name for a lease: an etcd key, a Kubernetes node name or a file name. Opaque outside the store.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-// Most keys are short enough to be stored in it, without an allocation for each of ten thousand records.
-pub struct LeaseKey(SmolStr);
-
-impl LeaseKey {
-    /// The longest key of a stored record, in bytes. A file name has at most 255.
-    pub const MAX_BYTES: usize = 256;
-
-    /// Creates a key from the store's own text. A record whose key is longer than [`MAX_BYTES`](Self::MAX_BYTES) is
-    /// dropped: see [`of_bytes`](Self::of_bytes).
-    pub fn new(text: &str) -> Self {
-        Self(text.into())
-    }
-
-    /// Creates a key from untrusted bytes. Bytes that are not UTF-8 are escaped, and so is text with a backslash, so
-    /// that different names give different keys. A key longer than [`MAX_BYTES`](Self::MAX_BYTES) is shortened to its
-    /// start, its length and a hash of the whole. The result has a bounded size, however long the input is.
-    pub fn of_bytes(bytes: &[u8]) -> Self {
-        /// How many bytes of a long key are shown. Their escaped form is short enough.
-        const SHOWN: usize = 32;
-        if bytes.len() <= Self::MAX_BYTES
-            && let Ok(text) = std::str::from_utf8(bytes)
-            && !text.contains('\\')
-        {
-            return Self::new(text);
-        }
-        let whole = bytes.escape_ascii();
-        if bytes.len() <= Self::MAX_BYTES / 4 {
-            return Self::new(&whole.to_string());
-        }
-        // FNV-1a. If two keys are crafted to have the same hash, they count as one bad record instead of two.
-        let hash = bytes
-            .iter()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
-        let start = bytes.get(..SHOWN).unwrap_or(bytes).escape_ascii();
-        Self::new(&format!("{start}...({} bytes, {hash:016x})", bytes.len()))
-    }
-
-    /// Returns the store's own text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl BadRecord {
-    /// The maximum length of a reason, in bytes. A reason may quote a long part of a hostile record.
-    pub const MAX_BYTES: usize = 160;
-
-    /// Creates a bad record with this reason, cut to [`MAX_BYTES`](Self::MAX_BYTES).
-    pub fn new(reason: impl fmt::Display, subnets: Dual<Prefix>) -> Self {
-        Self { reason: Self::cut(reason), subnets }
-    }
-
-    /// Returns the text of a reason, cut to [`MAX_BYTES`](Self::MAX_BYTES).
-    pub(crate) fn cut(reason: impl fmt::Display) -> String {
-        let mut text = String::new();
-        // Writing to a String cannot fail.
-        let _ = write!(Cut::new(&mut text, Self::MAX_BYTES), "{reason}");
-        text
-    }
-}
-
-impl fmt::Display for LeaseKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Plain(&self.0).fmt(f)
-    }
-}
-
-impl fmt::Debug for LeaseKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
-    }
-}
-
-/// The token that the store compares before it overwrites a record: etcd's revisions, a Node's uid, a file's
-/// generation. Opaque outside the store. The default is no token.
-#[derive(Clone, PartialEq, Eq, Default)]
-pub struct Fence(Token);
-
-/// Numbers are kept without an allocation: there is a fence for each of ten thousand records.
-#[derive(Clone, PartialEq, Eq, Default)]
-enum Token {
-    #[default]
-    None,
-    Numbers([i64; 3]),
-    /// Any text but that of three numbers.
-    Text(Box<str>),
-}
-
-impl Fence {
-    /// Creates a fence of any text.
-    pub fn new(text: &str) -> Self {
-        let mut parts = text.splitn(3, '.').map(str::parse);
-        if let (Some(Ok(first)), Some(Ok(second)), Some(Ok(third))) = (parts.next(), parts.next(), parts.next()) {
-            let numbers = Self::of_numbers([first, second, third]);
-            if numbers.text().as_deref() == Some(text) {
-                return numbers;
-            }
-        }
-        Self(Token::Text(text.into()))
-    }
-
-    /// Creates a fence of three numbers. It is equal to that of their text, such as `7.-9.12`.
-    pub fn of_numbers(numbers: [i64; 3]) -> Self {
-        Self(Token::Numbers(numbers))
-    }
-
-    /// Returns the text; `None` if there is no token.
-    pub fn text(&self) -> Option<String> {
-        match &self.0 {
-            Token::None => None,
-            Token::Numbers([first, second, third]) => Some(format!("{first}.{second}.{third}")),
-            Token::Text(text) => Some(text.to_string()),
-        }
-    }
-
-    /// Returns the numbers; `None` if it is not made of three.
-    pub fn numbers(&self) -> Option<[i64; 3]> {
-        match self.0 {
-            Token::Numbers(numbers) => Some(numbers),
-            Token::None | Token::Text(_) => None,
-        }
-    }
-}
-
-impl fmt::Debug for Fence {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Fence").field(&self.text()).finish()
-    }
-}
+pub use fence::Fence;
+pub use key::LeaseKey;
 
 /// A JSON value kept as its compact text: ten thousand of them use little memory, and the text is written back
 /// unchanged.
@@ -448,6 +319,24 @@ pub struct BadRecord {
     pub subnets: Dual<Prefix>,
 }
 
+impl BadRecord {
+    /// The maximum length of a reason, in bytes. A reason may quote a long part of a hostile record.
+    pub const MAX_BYTES: usize = 160;
+
+    /// Creates a bad record with this reason, cut to [`MAX_BYTES`](Self::MAX_BYTES).
+    pub fn new(reason: impl fmt::Display, subnets: Dual<Prefix>) -> Self {
+        Self { reason: Self::cut(reason), subnets }
+    }
+
+    /// Returns the text of a reason, cut to [`MAX_BYTES`](Self::MAX_BYTES).
+    pub(crate) fn cut(reason: impl fmt::Display) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = write!(Cut::new(&mut text, Self::MAX_BYTES), "{reason}");
+        text
+    }
+}
+
 /// One entry of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
@@ -500,32 +389,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    proptest! {
-        #[test]
-        fn a_fence_is_its_text(
-            text in "\\PC{0,20}|[0-9+-]{1,3}(\\.[0-9+-]{1,3}){0,3}",
-            numbers in proptest::array::uniform3(any::<i64>()),
-        ) {
-            prop_assert_eq!(Fence::new(&text).text(), Some(text));
-            let fence = Fence::of_numbers(numbers);
-            prop_assert_eq!(&Fence::new(&fence.text().unwrap()), &fence);
-            prop_assert_eq!(fence.numbers(), Some(numbers));
-            prop_assert_ne!(fence, Fence::default());
-        }
-    }
-
-    #[test]
-    fn a_key_of_any_bytes_is_short_and_a_name_of_its_own() {
-        let key = |bytes: &[u8]| LeaseKey::of_bytes(bytes).as_str().to_owned();
-        assert_eq!(key(b"10.5.34.0-24"), "10.5.34.0-24");
-        assert_eq!(key(b"x\xff"), "x\\xff");
-        assert_eq!(key("é".repeat(128).as_bytes()).len(), LeaseKey::MAX_BYTES);
-        let long = |last: u8| [vec![0xff; 1 << 20], vec![last]].concat();
-        assert!(key(&long(1)).len() <= LeaseKey::MAX_BYTES && key(&long(1)).contains("1048577 bytes"));
-        assert_ne!(key(&long(1)), key(&long(2)));
-        assert!(key(&[0xff; 256]).len() <= LeaseKey::MAX_BYTES);
-    }
-
     #[test]
     fn what_is_wrong_with_a_record_is_told_in_a_bounded_text() {
         let bad = BadRecord::new("é".repeat(1 << 20), Dual::default());
@@ -534,14 +397,6 @@ mod tests {
     }
 
     const VXLAN: &str = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
-
-    #[test]
-    fn names_that_differ_have_keys_that_differ() {
-        let key = |name: &[u8]| LeaseKey::of_bytes(name).to_string();
-        assert_eq!([key(b"node-1"), key("n\u{f6}de".as_bytes())], ["node-1", "n\u{f6}de"]);
-        assert_ne!(key(b"a\xff"), key(b"a\\xff"));
-        assert_ne!(key(b"a\\"), key(b"a\\\\"));
-    }
 
     #[test]
     fn attributes_round_trip_byte_for_byte() {
