@@ -39,7 +39,7 @@ pub mod fuzzing;
 mod list;
 mod list_watch;
 mod scheme;
-mod snapshot;
+mod shared_list;
 mod store;
 mod watch;
 mod wire;
@@ -172,7 +172,7 @@ impl EtcdSubnets {
             clock: Arc::new(SystemClock::default()),
             unacknowledged: Arc::default(),
             config_seen: Arc::default(),
-            snapshot: Arc::default(),
+            shared_list: Arc::default(),
         };
         Self { store: Arc::new(store) }
     }

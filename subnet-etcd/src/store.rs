@@ -16,7 +16,7 @@ use crate::config_watch::ConfigSeen;
 use crate::connect::{Connector, Header};
 use crate::error::Fault;
 use crate::list::{Listing, after_prefix, gather, list};
-use crate::snapshot::Snapshot;
+use crate::shared_list::SharedList;
 use crate::wire::{self, Version};
 use crate::write::random;
 use crate::write::{Granted, Outcome, Put, UnacknowledgedWrites, unchanged};
@@ -32,7 +32,7 @@ pub(crate) struct Store {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) unacknowledged: Arc<UnacknowledgedWrites>,
     pub(crate) config_seen: Arc<ConfigSeen>,
-    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) shared_list: Arc<SharedList>,
 }
 
 /// How often an acquire reads everything again after others changed what it had read. In a race for new leases this
@@ -133,7 +133,7 @@ impl Store {
                 return Ok(lease);
             }
             // A store restored from a backup may have the same header and other records.
-            self.snapshot.forget();
+            self.shared_list.forget();
         }
         let problem = "other nodes kept changing what was read";
         Err(Fault::cut(&self.base, problem).into_subnet_error(ACQUIRING))
@@ -228,10 +228,10 @@ impl Store {
         add: impl Fn(&mut T, &Record),
     ) -> Result<(Header, T), Fault> {
         let mut sum = start();
-        if self.snapshot.visit(now, |record| add(&mut sum, record)) {
+        if self.shared_list.visit(now, |record| add(&mut sum, record)) {
             return Ok((now, sum));
         }
-        if !self.snapshot.is_wanted() {
+        if !self.shared_list.is_wanted() {
             return gather(&self.connector, &self.base, start, |sum, record| add(sum, &record)).await;
         }
         let start = || (0, OldestRecords::default(), start());
@@ -243,7 +243,7 @@ impl Store {
         let (header, (count, oldest, sum)) = gather(&self.connector, &self.base, start, add).await?;
         let records = oldest.finish();
         if records.len() == count {
-            self.snapshot.keep(Listing { header, records });
+            self.shared_list.keep(Listing { header, records });
         }
         Ok((header, sum))
     }

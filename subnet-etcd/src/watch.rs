@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::connect::{Connection, Header};
 use crate::error::{Fault, Kind};
-use crate::list::{after_prefix, list};
+use crate::list::{Listing, after_prefix, list};
 use crate::list_watch::{ListWatch, Message, Step};
 use crate::store::Store;
 use crate::wire;
@@ -71,15 +71,7 @@ impl Watch {
         match self.list_watch.step() {
             Step::List => {
                 self.source = None;
-                let mut kept = self.store.snapshot.end();
-                if let Some(header) = kept.as_ref().map(|kept| kept.header) {
-                    let now = connector.header().await?;
-                    kept = kept.filter(|_| header == now);
-                }
-                let listing = match kept {
-                    Some(kept) => kept,
-                    None => list(&connector, &self.store.base).await?,
-                };
+                let listing = self.all_records().await?;
                 self.list_watch.listed(listing.header);
                 self.ready.push_back(LeaseEvent::Reset(listing.records));
             }
@@ -95,6 +87,17 @@ impl Watch {
             }
         }
         Ok(())
+    }
+
+    /// Returns the list of an earlier step of this start, if nobody has written since, or else a new one.
+    async fn all_records(&self) -> Result<Listing, Fault> {
+        let Store { connector, base, shared_list, .. } = &*self.store;
+        if let Some(kept) = shared_list.end()
+            && kept.header == connector.header().await?
+        {
+            return Ok(kept);
+        }
+        list(connector, base).await
     }
 
     async fn open(&self, from: i64) -> Result<Source, Fault> {

@@ -176,7 +176,7 @@ impl Store {
         let modified = header.revision;
         let created = put.over.map_or(modified, |over| over.created);
         let version = Version { created, modified, lease };
-        self.snapshot.wrote(wire::record_written(put.key, put.value, version), header);
+        self.shared_list.wrote(wire::record_written(put.key, put.value, version), header);
         Ok(Outcome::Written { version, expires: None })
     }
 

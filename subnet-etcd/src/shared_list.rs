@@ -13,13 +13,13 @@ use tokio::time::Instant;
 use crate::connect::Header;
 use crate::list::Listing;
 
-/// How long a list is used. The next call drops it then, so that a program that never watches does not keep it in memory
-/// as long as it renews its lease.
+/// How long a list is used. The first call after that drops it, so that a program that renews a lease but never watches
+/// does not keep it in memory.
 const LIFETIME: Duration = Duration::from_secs(60);
 
-/// The listing of a start.
+/// The list of all records, for the steps of a start.
 #[derive(Debug, Default)]
-pub(crate) struct Snapshot(Mutex<State>);
+pub(crate) struct SharedList(Mutex<State>);
 
 #[derive(Debug, Default)]
 enum State {
@@ -35,7 +35,7 @@ enum State {
     Over,
 }
 
-impl Snapshot {
+impl SharedList {
     /// Keeps a complete list, unless a watch has begun.
     pub(crate) fn keep(&self, listing: Listing) {
         let mut state = self.lock();
@@ -66,8 +66,8 @@ impl Snapshot {
     /// wrote since they were read.
     pub(crate) fn wrote(&self, record: Record, after: Header) {
         let mut state = self.lock();
-        let is_next = |listing: &Listing| Header { revision: listing.header.revision + 1, ..listing.header } == after;
-        let Some(listing) = state.listing().filter(|listing| is_next(listing)) else {
+        let next = |before: Header| Header { revision: before.revision.saturating_add(1), ..before };
+        let Some(listing) = state.listing().filter(|listing| next(listing.header) == after) else {
             state.drop_listing();
             return;
         };
@@ -81,7 +81,7 @@ impl Snapshot {
         listing.header = after;
     }
 
-    /// Drops the list: what it says was refused.
+    /// Drops the list: a write that relied on it was refused.
     pub(crate) fn forget(&self) {
         self.lock().drop_listing();
     }
@@ -137,61 +137,61 @@ mod tests {
         Record::bad(LeaseKey::new(key), created, BadRecord::new("", Default::default()))
     }
 
-    fn kept(revision: i64) -> Snapshot {
-        let snapshot = Snapshot::default();
-        snapshot.keep(Listing { header: header(revision), records: vec![record("a", 1), record("b", 2)] });
-        snapshot
+    fn kept(revision: i64) -> SharedList {
+        let list = SharedList::default();
+        list.keep(Listing { header: header(revision), records: vec![record("a", 1), record("b", 2)] });
+        list
     }
 
-    fn visited(snapshot: &Snapshot, now: Header) -> Option<Vec<u64>> {
+    fn visited(list: &SharedList, now: Header) -> Option<Vec<u64>> {
         let mut created = Vec::new();
-        snapshot.visit(now, |record| created.push(record.created)).then_some(created)
+        list.visit(now, |record| created.push(record.created)).then_some(created)
     }
 
     #[test]
     fn records_are_used_again_in_the_same_state_alone() {
-        let snapshot = kept(7);
-        assert_eq!(visited(&snapshot, header(7)), Some(vec![1, 2]));
-        assert_eq!(visited(&snapshot, header(7)), Some(vec![1, 2]));
+        let list = kept(7);
+        assert_eq!(visited(&list, header(7)), Some(vec![1, 2]));
+        assert_eq!(visited(&list, header(7)), Some(vec![1, 2]));
         for other in [header(8), header(6), Header { cluster: 9, ..header(7) }, Header { term: 3, ..header(7) }] {
-            let snapshot = kept(7);
-            assert_eq!(visited(&snapshot, other), None, "{other:?}");
-            assert_eq!(visited(&snapshot, header(7)), None, "{other:?} dropped them");
+            let list = kept(7);
+            assert_eq!(visited(&list, other), None, "{other:?}");
+            assert_eq!(visited(&list, header(7)), None, "{other:?} dropped them");
         }
     }
 
     #[test]
     fn own_writes_move_it_on_and_writes_of_others_end_it() {
-        let snapshot = kept(7);
-        snapshot.wrote(record("b", 3), header(8));
-        snapshot.wrote(record("aa", 9), header(9));
-        assert_eq!(visited(&snapshot, header(9)), Some(vec![1, 9, 3]), "in the order of keys");
-        snapshot.wrote(record("aa", 9), header(11));
-        assert_eq!(visited(&snapshot, header(11)), None);
+        let list = kept(7);
+        list.wrote(record("b", 3), header(8));
+        list.wrote(record("aa", 9), header(9));
+        assert_eq!(visited(&list, header(9)), Some(vec![1, 9, 3]), "in the order of keys");
+        list.wrote(record("aa", 9), header(11));
+        assert_eq!(visited(&list, header(11)), None);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_list_is_used_for_a_minute_and_one_without_header_never() {
-        let snapshot = kept(7);
+        let list = kept(7);
         tokio::time::advance(LIFETIME).await;
-        assert!(visited(&snapshot, header(7)).is_some());
+        assert!(visited(&list, header(7)).is_some());
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(visited(&snapshot, header(7)), None);
-        snapshot.keep(Listing { header: header(7), records: Vec::new() });
+        assert_eq!(visited(&list, header(7)), None);
+        list.keep(Listing { header: header(7), records: Vec::new() });
         tokio::time::advance(2 * LIFETIME).await;
-        assert!(snapshot.end().is_none());
-        let snapshot = Snapshot::default();
-        snapshot.keep(Listing { header: Header::default(), records: Vec::new() });
-        assert_eq!(visited(&snapshot, Header::default()), None);
+        assert!(list.end().is_none());
+        let list = SharedList::default();
+        list.keep(Listing { header: Header::default(), records: Vec::new() });
+        assert_eq!(visited(&list, Header::default()), None);
     }
 
     #[test]
     fn nothing_is_kept_once_a_watch_begins() {
-        let snapshot = kept(7);
-        assert_eq!(snapshot.end().map(|listing| listing.records.len()), Some(2));
-        assert!(!snapshot.is_wanted());
-        snapshot.keep(Listing { header: header(8), records: Vec::new() });
-        assert!(snapshot.end().is_none());
-        assert_eq!(visited(&snapshot, header(8)), None);
+        let list = kept(7);
+        assert_eq!(list.end().map(|listing| listing.records.len()), Some(2));
+        assert!(!list.is_wanted());
+        list.keep(Listing { header: header(8), records: Vec::new() });
+        assert!(list.end().is_none());
+        assert_eq!(visited(&list, header(8)), None);
     }
 }
