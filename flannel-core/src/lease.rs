@@ -38,7 +38,10 @@ impl Json {
         Ok(Self::of_raw(raw))
     }
 
-    /// Returns the text of a value that was parsed.
+    /// The text of the value `null`.
+    pub(crate) const NULL: &str = "null";
+
+    /// Keeps the text of a value that was parsed.
     pub(crate) fn of_raw(raw: &RawValue) -> Self {
         Self(raw.get().into())
     }
@@ -62,7 +65,7 @@ impl Json {
 
     /// Returns whether the value is `null`, which flannel writes when a backend has no data.
     pub fn is_null(&self) -> bool {
-        &*self.0 == "null"
+        &*self.0 == Self::NULL
     }
 }
 

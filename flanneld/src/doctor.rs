@@ -98,7 +98,8 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs all checks. Changes no object and no record, and needs no running agent. `warnings` are those of the environment's variables.
+/// Runs all checks. Changes no object and no record, and needs no running agent. `warnings` are those of the
+/// environment's variables.
 pub(crate) async fn examine(options: &Options, warnings: &[String]) -> Report {
     let variable = |found: &String| Finding::new("environment", Severity::Warning, found, "correct or remove it");
     let mut findings: Vec<_> = warnings.iter().map(variable).collect();
@@ -106,22 +107,22 @@ pub(crate) async fn examine(options: &Options, warnings: &[String]) -> Report {
     findings.extend([finding, privilege()]);
     findings.extend(running::others(options, running.as_ref()));
     findings.extend(running.as_ref().map(running::identity));
-    let (content, found) = store::examine(options).await;
+    let (store, found) = store::examine(options).await;
     findings.extend(found);
     findings.extend(kubernetes::ask(&options.store).await);
     findings.extend(files::directories(options));
     if let Some(file) = &options.state_file {
         findings.push(files::state(&options.store, file).await);
     }
-    let config = content.as_ref().map(|content| &content.config);
+    let config = store.as_ref().map(|store| &store.config);
     if let Some(config) = config {
         findings.extend(config::judge(config));
         findings.push(rules::examine(options, config).await);
     }
     let in_force = running.and_then(|running| running.in_force);
     findings.extend(config.zip(in_force.as_ref()).map(|(config, in_force)| running::change(in_force, config)));
-    let Look { facts, choice, seen } = match look(options, config).await {
-        Ok(look) => look,
+    let KernelView { facts, choice, objects } = match kernel_view(options, config).await {
+        Ok(view) => view,
         Err(error) => {
             let fix = "run this in the host's network namespace, with AF_NETLINK allowed";
             findings.push(Finding::new("kernel", Severity::Error, chain(&error), fix));
@@ -152,9 +153,9 @@ pub(crate) async fn examine(options: &Options, warnings: &[String]) -> Report {
         findings.extend(host.change());
     }
     findings.extend(host.judge(&host::Files));
-    match (&content, &choice, seen) {
-        (Some(content), Some(choice), Some(Ok(seen))) => {
-            findings.extend(routes::judge(&content.config, &choice.uplink, &seen.routes, content.leased()).await);
+    match (&store, &choice, objects) {
+        (Some(store), Some(choice), Some(Ok(objects))) => {
+            findings.extend(routes::judge(&store.config, &choice.uplink, &objects.routes, store.leased()).await);
         }
         (.., Some(Err(error))) => {
             findings.push(Finding::new("routes", Severity::Note, chain(&error), "run doctor again"));
@@ -164,15 +165,15 @@ pub(crate) async fn examine(options: &Options, warnings: &[String]) -> Report {
     Report { findings }
 }
 
-/// What the kernel shows.
-struct Look {
+/// What the kernel shows of the host and of the overlay.
+struct KernelView {
     facts: HostFacts,
     choice: Result<Choice, UplinkError>,
     /// The objects in the scope of the overlay, if configuration and uplink are known.
-    seen: Option<Result<State, KernelError>>,
+    objects: Option<Result<State, KernelError>>,
 }
 
-async fn look(options: &Options, config: Option<&NetworkConfig>) -> Result<Look, KernelError> {
+async fn kernel_view(options: &Options, config: Option<&NetworkConfig>) -> Result<KernelView, KernelError> {
     let kernel = NetlinkKernel::new()?;
     let facts = kernel.host_facts(&options.uplink.reaches()).await?;
     let families: Vec<Family> = match config {
@@ -181,7 +182,7 @@ async fn look(options: &Options, config: Option<&NetworkConfig>) -> Result<Look,
     };
     let request = Request::new(&options.uplink, &families, &options.public);
     let choice = uplink::select(request, &facts, InUse::NOTHING);
-    let seen = match (config, &choice) {
+    let objects = match (config, &choice) {
         (Some(config), Ok(choice)) => {
             let mut scope = Scope::new(options.overlay.clone(), config.networks.map(|_, network| network.prefix));
             scope.uplink = Some(choice.uplink.index);
@@ -189,7 +190,7 @@ async fn look(options: &Options, config: Option<&NetworkConfig>) -> Result<Look,
         }
         _ => None,
     };
-    Ok(Look { facts, choice, seen })
+    Ok(KernelView { facts, choice, objects })
 }
 
 fn privilege() -> Finding {

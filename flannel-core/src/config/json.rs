@@ -33,11 +33,11 @@ impl Object {
     /// # Errors
     /// [`ConfigError`] when the text is not exactly one JSON object. Final for this text.
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
-        Ok(Self { members: Members::parse(json)?.to_owned(), ..Self::new("$") })
+        Ok(Self { members: Members::parse(json)?.owned(), ..Self::new("$") })
     }
 
-    /// Returns a string of a whole document, as [`parse`](Self::parse) and [`string`](Self::string) do. Keeps nothing
-    /// else, so it takes less time.
+    /// Returns a string of a whole document, as [`parse`](Self::parse) and [`string`](Self::string) do. Copies
+    /// no other member, so it takes less time.
     ///
     /// # Errors
     /// [`ConfigError`] when the text is not exactly one JSON object, or the value has another type. Final for this
@@ -45,7 +45,7 @@ impl Object {
     pub fn string_of<'a>(json: &'a [u8], key: &str) -> Result<Option<Cow<'a, str>>, ConfigError> {
         let Members(members) = Members::parse(json)?;
         let members = members.iter().map(|(name, raw)| (&**name, raw.get()));
-        let Some(json) = last(members, key, |json| *json != NULL) else { return Ok(None) };
+        let Some(json) = last(members, key, |json| *json != Json::NULL) else { return Ok(None) };
         match serde_json::from_str(json) {
             Ok(Text(text)) => Ok(Some(text)),
             Err(_) => Err(Self::new("$").mistyped(key, json, A_STRING)),
@@ -108,7 +108,7 @@ impl Object {
     pub fn object(&self, key: &str) -> Result<Option<Self>, ConfigError> {
         let Some(json) = self.last(key, |json| !json.is_null()) else { return Ok(None) };
         match serde_json::from_str(json.as_str()) {
-            Ok(members) => Ok(Some(Self { path: self.path_of(key), members: Members::to_owned(&members) })),
+            Ok(members) => Ok(Some(Self { path: self.path_of(key), members: Members::owned(&members) })),
             Err(_) => Err(self.mistyped(key, json.as_str(), "an object")),
         }
     }
@@ -167,7 +167,6 @@ fn last<'a, V>(
 }
 
 const A_STRING: &str = "a string";
-const NULL: &str = "null";
 
 /// The members of an object in the order of the text, including duplicates.
 struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
@@ -179,7 +178,8 @@ impl<'a> Members<'a> {
         })
     }
 
-    fn to_owned(&self) -> Vec<(String, Json)> {
+    /// Returns the members without their document.
+    fn owned(&self) -> Vec<(String, Json)> {
         self.0.iter().map(|(name, raw)| (name.to_string(), Json::of_raw(raw))).collect()
     }
 }

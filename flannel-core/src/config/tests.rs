@@ -1,7 +1,8 @@
-use super::*;
 use std::borrow::Cow;
 
 use proptest::prelude::*;
+
+use super::*;
 
 fn parse(text: &str) -> Result<NetworkConfig, ConfigError> {
     NetworkConfig::parse(text.as_bytes(), Allocation::Pool)
@@ -238,7 +239,10 @@ proptest! {
     #[test]
     fn a_string_is_the_same_whether_the_other_members_are_kept_or_not(
         members in proptest::collection::vec(
-            ("[kK][eE][yY]|other|\"|k\\\\u0065y", "\"\\PC{0,6}\"|\"\\\\u00e9\"|null|7|\\[1, \"x\"\\]|\\{\\}| \"x\" |[\"x}]"),
+            (
+                "[kK][eE][yY]|other|\"|k\\\\u0065y",
+                "\"\\PC{0,6}\"|\"\\\\u00e9\"|null|7|\\[1, \"x\"\\]|\\{\\}| \"x\" |[\"x}]",
+            ),
             0..6,
         ),
     ) {

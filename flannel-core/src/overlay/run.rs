@@ -167,11 +167,8 @@ pub enum OverlayError {
     Release(#[source] SubnetError),
 }
 
-/// An item of a watch.
-type Watched = Result<LeaseEvent, SubnetError>;
-
 /// Returns the first list of the watch, and the error after it if the list comes from a state file.
-async fn first_list(seams: &Seams) -> Vec<Watched> {
+async fn first_list(seams: &Seams) -> Vec<Result<LeaseEvent, SubnetError>> {
     let mut watch = seams.subnets.watch();
     while let Some(item) = watch.next().await {
         match item {

@@ -13,8 +13,8 @@ use flannel_core::net::Prefix;
 
 use super::{Finding, Severity};
 
-/// The check of the routes in the pods' network, `seen` in the kernel. The leased subnets, which take long to list on a
-/// large cluster, are read only if there is a route to compare with them.
+/// Checks the routes in the pods' network, `seen` in the kernel. `leased` lists the leased subnets, which takes long on a
+/// large cluster; it is awaited only if there is a route to compare with them.
 pub(super) async fn judge(
     config: &NetworkConfig,
     uplink: &Uplink,
@@ -23,7 +23,10 @@ pub(super) async fn judge(
 ) -> Vec<Finding> {
     let mut routes: Vec<_> = by_hand(config, |link| (link == LinkId::Uplink).then_some(&uplink.name), seen).collect();
     if !routes.is_empty() {
-        let Some(leased) = leased.await else { return Vec::new() };
+        let Some(leased) = leased.await else {
+            let found = "the lease store did not list the leases in time, so routes through the uplink are not checked";
+            return vec![Finding::new("routes", Severity::Note, found, "run doctor again")];
+        };
         routes.retain(|(prefix, _)| !leased.contains(prefix));
     }
     if routes.is_empty() {
@@ -66,7 +69,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_routes_through_the_uplink_to_subnets_without_a_lease_are_nobodys() {
+    async fn only_routes_through_the_uplink_to_subnets_without_a_lease_are_reported() {
         let config = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
         let config = NetworkConfig::parse(config, Allocation::Pool).unwrap();
         let route = |prefix: &str, link, protocol| {
@@ -91,6 +94,8 @@ mod tests {
         };
         let wanted = "unless another program needs it: ip route delete 10.5.1.0/24 via 192.168.0.9 dev eth0";
         assert_eq!(fixes(&seen).await, [wanted]);
+        let unlisted = judge(&config, &uplink, &seen, std::future::ready(None)).await;
+        assert!(matches!(&unlisted[..], [note] if note.severity == Severity::Note), "{unlisted:?}");
         seen.pop_first();
         assert!(fixes(&seen).await.is_empty());
         seen.pop_first();

@@ -22,14 +22,14 @@ use crate::{chain, credentials, stores};
 /// How long the store may take for one answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// A store that answers.
-pub(super) struct Content {
+/// A store that answers, and its configuration.
+pub(super) struct AnsweringStore {
     pub(super) config: NetworkConfig,
     subnets: Arc<dyn SubnetManager>,
 }
 
 /// Reads the store, and checks the certificates and permissions for it.
-pub(super) async fn examine(options: &Options) -> (Option<Content>, Vec<Finding>) {
+pub(super) async fn examine(options: &Options) -> (Option<AnsweringStore>, Vec<Finding>) {
     let mut findings = Vec::new();
     if let Place::Etcd(config) = &options.store.place {
         let doubt = |doubt: credentials::CredentialError| {
@@ -60,7 +60,7 @@ pub(super) async fn examine(options: &Options) -> (Option<Content>, Vec<Finding>
     let found = format!("{}: {} over {}", opened.name, networks.join(" and "), config.backend.kind);
     findings.push(Finding::ok("store", found));
     findings.extend(permissions(options, &opened).await);
-    (Some(Content { config, subnets: opened.subnets }), findings)
+    (Some(AnsweringStore { config, subnets: opened.subnets }), findings)
 }
 
 fn silent(name: &str) -> Finding {
@@ -126,7 +126,7 @@ async fn grant(user: &str, prefix: &str, etcd: &EtcdSubnets) -> String {
     }
 }
 
-impl Content {
+impl AnsweringStore {
     /// Returns the subnets of all records, good or bad; `None` if the store does not list them in time.
     pub(super) async fn leased(&self) -> Option<BTreeSet<Prefix>> {
         let list = async {
