@@ -20,7 +20,7 @@ pub(crate) fn decode(attrs: &LeaseAttrs, family: Family) -> Result<MacAddr, Skip
     };
     let json = attrs.backend_data.get(family).ok_or_else(|| Skip::BadData(format!("no {field}")))?;
     let bad = |problem: String| Skip::BadData(format!("{field}: {problem}"));
-    let mac = Object::string_of(json.as_str().as_bytes(), "VtepMAC");
+    let mac = Object::string_of(json.as_str(), "VtepMAC");
     let mac = mac.map_err(|error| match error.path.strip_prefix("$.") {
         Some(key) => bad(format!("{key}: {}", error.problem)),
         None => bad(error.problem),

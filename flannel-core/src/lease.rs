@@ -7,9 +7,8 @@ mod key;
 
 use std::fmt::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 use std::sync::{Arc, LazyLock};
-
-use serde_json::value::RawValue;
 
 use crate::clock::BootTime;
 use crate::net::{Dual, Family, Prefix};
@@ -17,6 +16,7 @@ use crate::text::{Cut, Plain};
 
 pub use bounds::{Dropped, MAX_RECORDS, OldestRecords, RECORD_BYTES, is_complete, keep_oldest, weight};
 pub use fence::Fence;
+pub(crate) use json::Text;
 pub use json::{Json, JsonError, Scalar};
 pub use key::LeaseKey;
 
@@ -109,7 +109,7 @@ impl LeaseAttrs {
     }
 
     /// Parses attributes that flannel or flannelkit wrote. Keys match in any case, unknown keys are ignored, and the
-    /// last of duplicate keys wins.
+    /// last of duplicate keys wins. As in Go, bytes that are not UTF-8 are read as U+FFFD.
     ///
     /// # Errors
     /// [`AttrsError`] names the field. Final for this record.
@@ -117,27 +117,35 @@ impl LeaseAttrs {
         if bytes.len() > Self::MAX_BYTES {
             return Err(AttrsError::TooLarge(bytes.len()));
         }
-        let wire: wire::Attrs<'_> =
-            serde_json::from_slice(bytes).map_err(|error| AttrsError::Json(error.to_string()))?;
+        let text = String::from_utf8_lossy(bytes);
+        // U+FFFD is longer than the byte that it replaces.
+        if text.len() > Self::MAX_BYTES {
+            return Err(AttrsError::TooLarge(text.len()));
+        }
+        let wire: wire::Attrs<'_> = serde_json::from_str(&text).map_err(|error| AttrsError::Json(error.to_string()))?;
         wire.check()
     }
 }
 
 mod wire {
+    use std::borrow::Cow;
+
+    use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+    use serde_json::value::RawValue;
+
     use super::*;
-    use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
     /// The fields as they appear in the text.
     #[derive(Default)]
     pub(super) struct Attrs<'a> {
-        public_ip: Option<serde_json::Value>,
-        public_ipv6: Option<serde_json::Value>,
-        backend_type: Option<serde_json::Value>,
+        public_ip: Option<&'a RawValue>,
+        public_ipv6: Option<&'a RawValue>,
+        backend_type: Option<&'a RawValue>,
         backend_data: Option<&'a RawValue>,
         backend_v6_data: Option<&'a RawValue>,
     }
 
-    impl<'de> serde::Deserialize<'de> for Attrs<'de> {
+    impl<'de> Deserialize<'de> for Attrs<'de> {
         fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
             deserializer.deserialize_map(AttrsVisitor)
         }
@@ -154,15 +162,10 @@ mod wire {
 
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Attrs<'de>, A::Error> {
             let mut attrs = Attrs::default();
-            while let Some(mut key) = map.next_key::<String>()? {
-                key.make_ascii_lowercase();
-                match key.as_str() {
-                    "publicip" => attrs.public_ip = Some(map.next_value()?),
-                    "publicipv6" => attrs.public_ipv6 = Some(map.next_value()?),
-                    "backendtype" => attrs.backend_type = Some(map.next_value()?),
-                    "backenddata" => attrs.backend_data = Some(map.next_value()?),
-                    "backendv6data" => attrs.backend_v6_data = Some(map.next_value()?),
-                    _ => {
+            while let Some(Text(key)) = map.next_key()? {
+                match attrs.field(&key) {
+                    Some(value) => *value = map.next_value()?,
+                    None => {
                         map.next_value::<IgnoredAny>()?;
                     }
                 }
@@ -171,29 +174,27 @@ mod wire {
         }
     }
 
-    impl Attrs<'_> {
+    impl<'a> Attrs<'a> {
+        fn field(&mut self, key: &str) -> Option<&mut Option<&'a RawValue>> {
+            let fields = [
+                ("PublicIP", &mut self.public_ip),
+                ("PublicIPv6", &mut self.public_ipv6),
+                ("BackendType", &mut self.backend_type),
+                ("BackendData", &mut self.backend_data),
+                ("BackendV6Data", &mut self.backend_v6_data),
+            ];
+            fields.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| value)
+        }
+
         pub(super) fn check(self) -> Result<LeaseAttrs, AttrsError> {
             let mut attrs = LeaseAttrs::default();
-            let v4 = self.public_ip.unwrap_or(serde_json::Value::Null);
-            let expected = "dotted IPv4 text";
-            let text = v4.as_str().ok_or_else(|| field("PublicIP", &v4, expected))?;
-            let addr: Ipv4Addr = text.parse().map_err(|_| field("PublicIP", &v4, expected))?;
-            attrs.public_ip.v4 = (!addr.is_unspecified()).then_some(addr.into());
-            match self.public_ipv6 {
-                None | Some(serde_json::Value::Null) => {}
-                Some(v6) => {
-                    let expected = "IPv6 text or null";
-                    let text = v6.as_str().ok_or_else(|| field("PublicIPv6", &v6, expected))?;
-                    let addr: Ipv6Addr = text.parse().map_err(|_| field("PublicIPv6", &v6, expected))?;
-                    attrs.public_ip.v6 = (!addr.is_unspecified()).then_some(addr.into());
-                }
-            }
-            match self.backend_type {
-                None | Some(serde_json::Value::Null) => {}
-                Some(kind) => {
-                    let text = kind.as_str().ok_or_else(|| field("BackendType", &kind, "a string"))?;
-                    attrs.backend_type = LeaseAttrs::backend_name(text);
-                }
+            let v4: Option<Ipv4Addr> = address("PublicIP", self.public_ip, DOTTED)?;
+            let v4 = v4.ok_or_else(|| mistyped("PublicIP", self.public_ip, DOTTED))?;
+            attrs.public_ip.v4 = (!v4.is_unspecified()).then_some(v4.into());
+            let v6: Option<Ipv6Addr> = address("PublicIPv6", self.public_ipv6, "IPv6 text or null")?;
+            attrs.public_ip.v6 = v6.filter(|addr| !addr.is_unspecified()).map(IpAddr::V6);
+            if let Some(kind) = text("BackendType", self.backend_type, "a string")? {
+                attrs.backend_type = LeaseAttrs::backend_name(&kind);
             }
             for (family, data) in [(Family::V4, self.backend_data), (Family::V6, self.backend_v6_data)] {
                 *attrs.backend_data.slot(family) = data.map(Json::of_raw).filter(|data| !data.is_null());
@@ -202,8 +203,31 @@ mod wire {
         }
     }
 
-    fn field(field: &'static str, found: &serde_json::Value, expected: &'static str) -> AttrsError {
-        AttrsError::Field { field, found: found.to_string().chars().take(64).collect(), expected }
+    const DOTTED: &str = "dotted IPv4 text";
+
+    /// Reads a string; `null` is absent.
+    fn text<'a>(
+        field: &'static str,
+        found: Option<&'a RawValue>,
+        expected: &'static str,
+    ) -> Result<Option<Cow<'a, str>>, AttrsError> {
+        let Some(raw) = found.filter(|raw| raw.get() != Json::NULL) else { return Ok(None) };
+        let Text(text) = serde_json::from_str(raw.get()).map_err(|_| mistyped(field, found, expected))?;
+        Ok(Some(text))
+    }
+
+    fn address<T: FromStr>(
+        field: &'static str,
+        found: Option<&RawValue>,
+        expected: &'static str,
+    ) -> Result<Option<T>, AttrsError> {
+        let addr = text(field, found, expected)?.map(|text| text.parse());
+        addr.transpose().map_err(|_| mistyped(field, found, expected))
+    }
+
+    fn mistyped(field: &'static str, found: Option<&RawValue>, expected: &'static str) -> AttrsError {
+        let found = found.map_or(Json::NULL, RawValue::get);
+        AttrsError::Field { field, found: found.chars().take(64).collect(), expected }
     }
 }
 
@@ -350,6 +374,17 @@ mod tests {
             LeaseAttrs::from_json(br#"{"publicip":"1.2.3.4","Extra":{"a":[1]},"BACKENDTYPE":"vxlan"}"#).unwrap();
         assert_eq!(attrs.public_ip.v4, Some("1.2.3.4".parse().unwrap()));
         assert_eq!(&*attrs.backend_type, "vxlan");
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_replaced_as_in_go() {
+        let text = |bytes: &[u8]| [br#"{"PublicIP":"1.2.3.4","BackendType":"a"#, bytes, br#"b"}"#].concat();
+        let attrs = LeaseAttrs::from_json(&text(b"\xff")).unwrap();
+        assert_eq!(&*attrs.backend_type, "a\u{fffd}b");
+        assert_eq!(LeaseAttrs::from_json(attrs.to_json().as_bytes()), Ok(attrs));
+        // Each is replaced by three bytes.
+        let long = text(&[0xff; LeaseAttrs::MAX_BYTES / 2]);
+        assert!(matches!(LeaseAttrs::from_json(&long), Err(AttrsError::TooLarge(len)) if len > LeaseAttrs::MAX_BYTES));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::ConfigError;
-use crate::lease::Json;
+use crate::lease::{Json, Text};
 
 /// A JSON object whose keys match in any case: the exact spelling wins, else the last match. Unknown keys are ignored.
 ///
@@ -33,7 +33,7 @@ impl Object {
     /// # Errors
     /// [`ConfigError`] when the text is not exactly one JSON object. Final for this text.
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
-        Ok(Self { members: Members::parse(json)?.owned(), ..Self::new("$") })
+        Ok(Self { members: Members::of(serde_json::from_slice(json))?.owned(), ..Self::new("$") })
     }
 
     /// Returns a string of a whole document, as [`parse`](Self::parse) and [`string`](Self::string) do. Copies
@@ -42,8 +42,8 @@ impl Object {
     /// # Errors
     /// [`ConfigError`] when the text is not exactly one JSON object, or the value has another type. Final for this
     /// text.
-    pub fn string_of<'a>(json: &'a [u8], key: &str) -> Result<Option<Cow<'a, str>>, ConfigError> {
-        let Members(members) = Members::parse(json)?;
+    pub fn string_of<'a>(json: &'a str, key: &str) -> Result<Option<Cow<'a, str>>, ConfigError> {
+        let Members(members) = Members::of(serde_json::from_str(json))?;
         let members = members.iter().map(|(name, raw)| (&**name, raw.get()));
         let Some(json) = last(members, key, |json| *json != Json::NULL) else { return Ok(None) };
         match serde_json::from_str(json) {
@@ -172,8 +172,9 @@ const A_STRING: &str = "a string";
 struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
 impl<'a> Members<'a> {
-    fn parse(json: &'a [u8]) -> Result<Self, ConfigError> {
-        serde_json::from_slice(json).map_err(|error| {
+    /// Returns the members of a whole document.
+    fn of(parsed: serde_json::Result<Self>) -> Result<Self, ConfigError> {
+        parsed.map_err(|error| {
             ConfigError::new("$", format!("not a JSON object ({error})"), "write one JSON object and nothing after it")
         })
     }
@@ -205,32 +206,5 @@ impl<'de> Visitor<'de> for MembersVisitor {
             members.push((name, raw));
         }
         Ok(Members(members))
-    }
-}
-
-/// A string, borrowed from the document unless it contains an escape.
-struct Text<'a>(Cow<'a, str>);
-
-impl<'de> serde::Deserialize<'de> for Text<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(TextVisitor).map(Self)
-    }
-}
-
-struct TextVisitor;
-
-impl<'de> Visitor<'de> for TextVisitor {
-    type Value = Cow<'de, str>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string")
-    }
-
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(text.into())
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(text.to_owned().into())
     }
 }
