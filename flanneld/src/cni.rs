@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::flags::{UsageError, Values};
-use crate::status::is_ready;
+use crate::status::{changed, is_ready};
 
 /// How often both are checked, as `subnet.env` is.
 const CHECK_EVERY: Duration = Duration::from_secs(30);
@@ -92,7 +92,11 @@ impl Cni {
             let due = Instant::now() + if outcome.is_ok() { CHECK_EVERY } else { RETRY };
             logged.log(&outcome, &self);
             if !is_open {
-                is_open = timeout_at(due, until_ready(&mut handle, &mut rules)).await.is_ok();
+                match timeout_at(due, until_ready(&mut handle, &mut rules)).await {
+                    Ok(true) => is_open = true,
+                    Ok(false) => return,
+                    Err(_) => {}
+                }
             } else {
                 sleep_until(due).await;
             }
@@ -136,17 +140,14 @@ pub(crate) fn beside_this_program() -> PathBuf {
     std::env::current_exe().unwrap_or_default().with_file_name("flannel")
 }
 
-/// Returns when pods can be attached, or when the agent has ended.
-async fn until_ready(handle: &mut Handle, rules: &mut watch::Receiver<RulesState>) {
+/// Waits until pods can be attached. Returns false if the agent has ended before that.
+async fn until_ready(handle: &mut Handle, rules: &mut watch::Receiver<RulesState>) -> bool {
     while !is_ready(&handle.status(), &rules.borrow_and_update()) {
-        let changed = tokio::select! {
-            changed = handle.changed() => changed.is_ok(),
-            changed = rules.changed() => changed.is_ok(),
-        };
-        if !changed {
-            return;
+        if !changed(handle, rules).await {
+            return false;
         }
     }
+    true
 }
 
 /// The state that was logged last. Each change is logged once.

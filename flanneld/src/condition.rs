@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::chain;
-use crate::status::reasons;
+use crate::status::{changed, reasons};
 
 /// How long an agent has to wait for something before an Event shows it: every start waits for a moment.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -64,13 +64,8 @@ pub(crate) async fn record(mut handle: Handle, mut rules: watch::Receiver<RulesS
             continue;
         }
         if shown.as_ref() == Some(&now) {
-            tokio::select! {
-                changed = handle.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                }
-                Ok(()) = rules.changed() => {}
+            if !changed(&mut handle, &mut rules).await {
+                return;
             }
             continue;
         }

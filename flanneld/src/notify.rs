@@ -8,7 +8,7 @@ use sd_notify::NotifyState;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use crate::status::{is_ready, summary};
+use crate::status::{changed, is_ready, summary};
 use flannel_core::firewall_keeper::RulesState;
 
 /// The minimum time between status lines.
@@ -39,13 +39,8 @@ pub(crate) async fn follow(mut handle: Handle, mut rules: watch::Receiver<RulesS
             return;
         }
         let next = Instant::now() + SPACING;
-        tokio::select! {
-            changed = handle.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-            }
-            Ok(()) = rules.changed() => {}
+        if !changed(&mut handle, &mut rules).await {
+            return;
         }
         // Until the agent is ready, every change may make it ready.
         if ready {

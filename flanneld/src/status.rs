@@ -8,9 +8,10 @@ use std::sync::Arc;
 use flannel_backend_udp::{CarriedDevice, Observer};
 use flannel_core::clock::BootTime;
 use flannel_core::firewall_keeper::RulesState;
-use flannel_core::overlay::{Phase, Status, Wait};
+use flannel_core::overlay::{Handle, Phase, Status, Wait};
 use flannel_subnet_cached::CachedSubnets;
 use serde::Serialize;
+use tokio::sync::watch;
 
 pub(crate) use line::summary;
 
@@ -63,6 +64,15 @@ impl Surroundings {
 /// Whether the overlay is ready and the firewall's rules are in place.
 pub(crate) fn is_ready(status: &Status, rules: &RulesState) -> bool {
     status.is_ready() && rules.is_ready()
+}
+
+/// Waits until the status or the state of the firewall's rules changes. Returns false if the agent has ended.
+pub(crate) async fn changed(handle: &mut Handle, rules: &mut watch::Receiver<RulesState>) -> bool {
+    tokio::select! {
+        changed = handle.changed() => changed.is_ok(),
+        // The rules are no longer kept after a final error, with which the agent ends, too.
+        Ok(()) = rules.changed() => true,
+    }
 }
 
 impl<'a> Document<'a> {
