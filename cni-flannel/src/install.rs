@@ -144,17 +144,23 @@ pub fn wait_for_subnet(path: &Path, patience: Duration) -> Result<(), InstallErr
     outcome.map(drop).map_err(|problem| InstallError::NoSubnet { waited: patience, problem })
 }
 
-/// Deletes [`CONFLIST`] from a directory if its content is `text`. Returns whether it was deleted. Blocks on the disk.
+/// Returns whether [`CONFLIST`] in a directory has the content `text`, so that no other program has changed it. Blocks on
+/// the disk.
+pub fn is_installed(text: &str, directory: &Path) -> bool {
+    let found = files::read(&directory.join(CONFLIST), Trust::Anyone, MAX_CONFIG).ok().flatten();
+    found.as_deref() == Some(text.as_bytes())
+}
+
+/// Deletes [`CONFLIST`] from a directory if it [is installed](is_installed). Returns whether it was deleted. Blocks on the
+/// disk.
 ///
 /// # Errors
 /// [`FileError`]: the file is still there.
 pub fn remove(text: &str, directory: &Path) -> Result<bool, FileError> {
-    let target = directory.join(CONFLIST);
-    let found = files::read(&target, Trust::Anyone, MAX_CONFIG).ok().flatten();
-    if found.as_deref() != Some(text.as_bytes()) {
+    if !is_installed(text, directory) {
         return Ok(false);
     }
-    files::remove(&target).map(|()| true)
+    files::remove(&directory.join(CONFLIST)).map(|()| true)
 }
 
 /// Reads a configuration from a file. Blocks on the disk.

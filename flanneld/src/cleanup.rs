@@ -1,9 +1,11 @@
 //! The command that removes everything of this overlay from the host.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use flannel_backend_udp::UdpDataPlane;
+use flannel_core::files;
 use flannel_core::kernel::{HostFacts, HostLink, Kernel, LinkId, LinkKind, Scope};
 use flannel_core::netlink::NetlinkKernel;
 use flannel_core::overlay::{MissingUplink, Removed};
@@ -26,8 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 #[error("running in this network namespace: {}; stop it first (-force ignores a running Go flannel)", listed(.0))]
 pub(crate) struct AgentsRun(Vec<Agent>);
 
-/// Removes everything of this overlay, or only returns what would be removed.
-pub(crate) async fn cleanup(options: &Options) -> Result<Report, CommandError> {
+/// Removes everything of this overlay, or only returns what would be removed. After the devices, every further step is
+/// taken even if one before it failed; the first error is returned with the report of the others.
+pub(crate) async fn cleanup(options: &Options) -> Result<(Report, Option<CommandError>), CommandError> {
     privileges::check()?;
     let mut agents = processes::agents();
     // Go flannel has one overlay, with the names and files that this one has by default.
@@ -41,20 +44,35 @@ pub(crate) async fn cleanup(options: &Options) -> Result<Report, CommandError> {
     let overlay = assemble(options, &store, MissingUplink::Fail, UdpDataPlane::new())?;
     let dry_run = options.cleanup.dry_run;
     let removed = if dry_run { overlay.preview_removal().await? } else { overlay.remove().await? };
-    let rules = firewall::present(&options.overlay).await?;
-    let left = left(options, &store).await;
-    let subnet_env = removed.subnet_env.then(|| options.subnet_file.clone());
-    let state = options.state_file.as_ref().map(|file| file.path.clone()).filter(|path| path.exists());
-    let files = subnet_env.into_iter().chain(state).chain(options.cni.removable()?);
-    let files = files.map(|path| path.display().to_string()).collect();
-    if !dry_run {
-        firewall::remove(&options.overlay).await?;
-        if let Some(kept) = store.kept_in(options.state_file.as_ref()).state {
-            kept.erase()?;
-        }
-        options.cni.remove()?;
+    let mut report = Report { mode: options.cleanup, rules: 0, files: Vec::new(), left: Vec::new(), removed };
+    let mut failed: Option<CommandError> = None;
+    match firewall::present(&options.overlay).await {
+        Ok(rules) => report.rules = rules,
+        Err(error) => failed = Some(error.into()),
     }
-    Ok(Report { mode: options.cleanup, removed, rules, files, left })
+    report.left = left(options, &store).await;
+    report.files.extend(report.removed.subnet_env.then(|| options.subnet_file.clone()));
+    let state = options.state_file.as_ref().map(|file| file.path.clone()).filter(|path| path.exists());
+    let (ours, others): (Vec<_>, Vec<_>) = options.cni.installed().into_iter().partition(|conflist| conflist.is_ours);
+    report.left.extend(others.iter().map(|conflist| format!("rm {}", conflist.path.display())));
+    let conflist = ours.into_iter().map(|conflist| conflist.path).next();
+    if dry_run {
+        report.files.extend(state.into_iter().chain(conflist));
+        return Ok((report, failed));
+    }
+    if let Err(error) = firewall::remove(&options.overlay).await {
+        report.rules = 0;
+        failed.get_or_insert(error.into());
+    }
+    let erased = store.kept_in(options.state_file.as_ref()).state.map_or(Ok(()), |kept| kept.erase());
+    let deleted = conflist.as_deref().map_or(Ok(()), files::remove);
+    for (path, outcome) in [(state, erased), (conflist, deleted)] {
+        match outcome {
+            Ok(()) => report.files.extend(path),
+            Err(error) => drop(failed.get_or_insert(error.into())),
+        }
+    }
+    Ok((report, failed))
 }
 
 /// What was or would be removed.
@@ -64,7 +82,7 @@ pub(crate) struct Report {
     removed: Removed,
     /// The number of firewall rules, chains and tables.
     rules: usize,
-    files: Vec<String>,
+    files: Vec<PathBuf>,
     /// Objects that look like flannel's but do not have this overlay's mark, each with the command that deletes it.
     left: Vec<String>,
 }
@@ -84,7 +102,7 @@ impl fmt::Display for Report {
             writeln!(f, "{verb}: the overlay's firewall rules")?;
         }
         for file in files {
-            writeln!(f, "{verb}: {file}")?;
+            writeln!(f, "{verb}: {}", Plain(file.display()))?;
         }
         match (&removed.lease, &removed.store) {
             (Some(lease), _) => writeln!(f, "{release}: lease {} ({})", lease.key, lease.subnets)?,

@@ -119,20 +119,23 @@ impl Cni {
         }
     }
 
-    /// Returns the path of the configuration, if it exists and no other program has changed it.
-    pub(crate) fn removable(&self) -> Result<Option<PathBuf>, InstallError> {
-        let Some(configuration) = &self.configuration else { return Ok(None) };
-        let (path, text) = (configuration.directory.join(install::CONFLIST), configuration.text()?);
-        Ok(Some(path).filter(|path| std::fs::read_to_string(path).is_ok_and(|found| found == text)))
+    /// Returns the configuration that is installed. A removal deletes it, but not the plug-in, because the runtime needs
+    /// that to detach pods.
+    pub(crate) fn installed(&self) -> Option<Conflist> {
+        let configuration = self.configuration.as_ref()?;
+        let path = configuration.directory.join(install::CONFLIST);
+        // Without its source it cannot be told from another.
+        let is_ours = configuration.text().is_ok_and(|text| install::is_installed(&text, &configuration.directory));
+        path.exists().then_some(Conflist { path, is_ours })
     }
+}
 
-    /// Removes the configuration unless another program has changed it. Returns its path if it was removed. The plug-in stays,
-    /// because the runtime needs it to detach pods.
-    pub(crate) fn remove(&self) -> Result<Option<PathBuf>, InstallError> {
-        let Some(configuration) = &self.configuration else { return Ok(None) };
-        let removed = install::remove(&configuration.text()?, &configuration.directory)?;
-        Ok(removed.then(|| configuration.directory.join(install::CONFLIST)))
-    }
+/// The CNI configuration on the host.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Conflist {
+    pub(crate) path: PathBuf,
+    /// Whether it is as this program installs it.
+    pub(crate) is_ours: bool,
 }
 
 /// Returns the default plug-in to install.
@@ -222,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_that_is_none_is_an_error_and_its_own_is_removed_unless_it_was_changed() {
+    fn an_invalid_configuration_is_an_error_and_the_installed_one_is_recognized() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::write(path("conf"), "{}").unwrap();
@@ -235,11 +238,12 @@ mod tests {
         }
         let cni = read(&arguments[0][..1]).unwrap();
         assert_eq!(cni.install(false).unwrap(), None);
-        assert!(!path("net.d").exists() && cni.remove().unwrap().is_none());
+        assert_eq!(cni.installed(), None);
         assert!(cni.install(true).unwrap().unwrap().written);
-        assert_eq!(cni.remove().unwrap(), Some(path("net.d/10-flannel.conflist")));
-        cni.install(true).unwrap();
+        let installed = |is_ours| Some(Conflist { path: path("net.d/10-flannel.conflist"), is_ours });
+        assert_eq!(cni.installed(), installed(true));
+        assert_eq!(read(&arguments[1]).unwrap().installed(), installed(false), "its source is missing");
         fs::write(path("net.d/10-flannel.conflist"), "changed").unwrap();
-        assert!(cni.remove().unwrap().is_none() && path("net.d/10-flannel.conflist").exists());
+        assert_eq!(cni.installed(), installed(false));
     }
 }

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
-use cni_flannel::install::InstallError;
 use flannel_backend_udp::UdpDataPlane;
 use flannel_core::files::FileError;
 use flannel_core::firewall::FirewallError;
@@ -41,11 +40,9 @@ pub(crate) enum CommandError {
     #[error("removing the firewall's rules")]
     Firewall(#[from] FirewallError),
     #[error(transparent)]
-    StateFile(#[from] FileError),
+    File(#[from] FileError),
     #[error(transparent)]
     AgentsRun(#[from] AgentsRun),
-    #[error(transparent)]
-    Cni(#[from] InstallError),
     #[error("starting the runtime")]
     Runtime(#[source] io::Error),
     #[error("writing to stdout")]
@@ -132,7 +129,9 @@ pub(crate) fn doctor(options: &Options, warnings: &[String]) -> Result<u8, Comma
 
 /// Removes everything of this overlay from the host, or prints what would be removed.
 pub(crate) fn cleanup(options: &Options) -> Result<u8, CommandError> {
-    print(options.output.format, &block_on(cleanup::cleanup(options))?.to_string())
+    let (report, failed) = block_on(cleanup::cleanup(options))?;
+    print(options.output.format, &report.to_string())?;
+    failed.map_or(Ok(exit::SUCCESS), Err)
 }
 
 /// How often the agent is asked while its answers are followed.

@@ -77,14 +77,14 @@ fn guarded_port(guard: PortGuard, config: &NetworkConfig) -> Option<u16> {
 
 /// Removes the rules of both tools. A tool that is not installed has none.
 pub(crate) async fn remove(overlay: &OverlayName) -> Result<(), FirewallError> {
-    let mut outcome = Ok(());
+    let mut first = Ok(());
     for tool in all()? {
         match tool.remove(overlay).await {
             Ok(()) | Err(FirewallError::Unsupported { .. }) => {}
-            Err(error) => outcome = Err(error),
+            Err(error) => first = first.and(Err(error)),
         }
     }
-    outcome
+    first
 }
 
 /// Returns the number of rules of both tools. A tool that is not installed has none.

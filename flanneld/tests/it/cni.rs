@@ -30,6 +30,13 @@ fn plugin_and_configuration_are_installed_kept_and_removed() {
     agent.until("put back", || conflist.exists());
     agent.end(Signal::SIGTERM);
     assert!(conflist.exists(), "the pods stay, and so does their network");
+    // Without its source a configuration cannot be recognized. Everything else is removed nevertheless.
+    let missing = [vec!["cleanup", "-cni-conf=/nowhere"], flags.to_vec()].concat();
+    let cleaned = site.run(1, &missing);
+    assert_eq!(cleaned.code, Some(0), "{cleaned:?}");
+    let left = format!("not removed, may belong to another program: rm {}\n", conflist.display());
+    assert!(cleaned.out.contains(&left) && cleaned.out.contains("removed: link delete flannel.1"), "{cleaned:?}");
+    assert!(conflist.exists() && !site.tool(1, &["iptables", "-S"]).out.contains("FLANNEL"));
     let arguments = [vec!["cleanup"], flags.to_vec()].concat();
     let cleaned = site.run(1, &arguments);
     assert!(cleaned.out.contains("net.d/10-flannel.conflist\n"), "{cleaned:?}");
