@@ -74,10 +74,13 @@ pub(super) fn identity(running: &Running) -> Finding {
 
 /// Looks for other agents that manage the same overlay in this network namespace.
 pub(super) fn others(options: &Options, running: Option<&Running>) -> Vec<Finding> {
-    let own = running.and_then(|running| running.pid);
-    let is_other =
-        |agent: &processes::Agent| own != Some(agent.pid.into()) && agent.overlay == options.overlay.as_str();
-    let others: Vec<_> = processes::agents().into_iter().filter(is_other).collect();
+    let mut others = processes::agents();
+    others.retain(|agent| agent.overlay == options.overlay.as_str());
+    // The agent that answers knows only the number that it has in its own container.
+    let answers = |agent: &processes::Agent| running.and_then(|running| running.pid) == Some(agent.own_pid.into());
+    if let Some(own) = others.iter().position(answers) {
+        others.remove(own);
+    }
     // Before a change from Go flannel to this agent, one runs; two at once undo each other's changes.
     let severity = if running.is_some() || others.len() > 1 { Severity::Error } else { Severity::Warning };
     let finding = |agent: &processes::Agent| {
