@@ -26,7 +26,7 @@ use crate::options::{Capabilities, Options, Place as StorePlace};
 use crate::privileges::{self, PrivilegeError};
 use crate::serve::{self, ListenError, Place, Shown};
 use crate::status::Surroundings;
-use crate::stores::{self, StoreError};
+use crate::stores::{self, NodeStatus, StoreError};
 use crate::{chain, condition, config_keys, credentials, exit, notify, signals};
 use flannel_core::firewall_keeper::RulesState;
 
@@ -132,7 +132,7 @@ impl Places {
 
 async fn supervise(options: &Options, places: Places, log: &Log, cancel: CancellationToken) -> Result<(), AgentError> {
     let store = stores::open(&options.store).await?.kept_in(options.state_file.as_ref());
-    let (kept, condition) = (store.state.clone(), store.condition.clone());
+    let (kept, node) = (store.state.clone(), store.node.clone());
     let plane = UdpDataPlane::new();
     let carried = plane.observer();
     tracing::info!(target: "flannel::store", store = %Plain(&store.name), "using this lease store");
@@ -175,9 +175,11 @@ async fn supervise(options: &Options, places: Places, log: &Log, cancel: Cancell
     tokio::spawn(config_keys::warn(handle.clone()));
     tokio::spawn(notify::follow(handle.clone(), rules.clone()));
     tokio::spawn(notify::watchdog());
-    if let Some(store) = condition {
+    if let Some(NodeStatus { store, sets_condition }) = node {
         tokio::spawn(condition::record(handle.clone(), rules, store.clone()));
-        tokio::spawn(condition::tell(handle.clone(), store));
+        if sets_condition {
+            tokio::spawn(condition::tell(handle.clone(), store));
+        }
     }
     let stopping = cancel.clone();
     let stopping = tokio::spawn(async move {

@@ -29,8 +29,16 @@ pub(crate) struct Opened {
     pub(crate) state: Option<Arc<CachedSubnets>>,
     /// The same store, for checks of its permissions.
     pub(crate) etcd: Option<EtcdSubnets>,
-    /// The store that writes the Node's condition NetworkUnavailable, if that is requested.
-    pub(crate) condition: Option<KubeSubnets>,
+    /// The same store, for what else a Node shows.
+    pub(crate) node: Option<NodeStatus>,
+}
+
+/// Where the state of a Kubernetes Node is shown.
+#[derive(Clone)]
+pub(crate) struct NodeStatus {
+    pub(crate) store: KubeSubnets,
+    /// Whether the condition NetworkUnavailable is written. Events are created in any case.
+    pub(crate) sets_condition: bool,
 }
 
 impl Opened {
@@ -88,7 +96,7 @@ pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
                 name: format!("directory {}", dir.display()),
                 state: None,
                 etcd: None,
-                condition: None,
+                node: None,
             })
         }
         Place::Etcd(config) => {
@@ -101,7 +109,7 @@ pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
                 name: format!("etcd {} under {}", config.endpoints.join(","), config.prefix),
                 state: None,
                 etcd: Some(subnets),
-                condition: None,
+                node: None,
             })
         }
         Place::Kube(kube) => {
@@ -112,7 +120,7 @@ pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
                 name: format!("Kubernetes {server} under {}", kube.prefix),
                 state: None,
                 etcd: None,
-                condition: kube.sets_condition.then_some(subnets),
+                node: Some(NodeStatus { store: subnets, sets_condition: kube.sets_condition }),
             })
         }
     }
@@ -139,7 +147,7 @@ pub(crate) fn out_of_reach(options: &StoreOptions, error: StoreError) -> Opened 
     };
     let subnets = Arc::new(OutOfReach { node, why: crate::chain(&error) });
     let name = "unavailable".to_owned();
-    Opened { subnets, addresses: Vec::new(), name, state: None, etcd: None, condition: None }
+    Opened { subnets, addresses: Vec::new(), name, state: None, etcd: None, node: None }
 }
 
 /// A store that is always unavailable, with the reason `why`.
