@@ -11,15 +11,13 @@ use flannel_backend_udp::path::{Tun, check_sockets};
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::backend::Uplink;
 use flannel_core::config::NetworkConfig;
-use flannel_core::kernel::{HostFacts, LinkKind, OverlayName};
+use flannel_core::kernel::{HostFacts, LinkKind, OverlayName, Vxlan as VxlanLink};
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::subnet_env::SubnetEnv;
 
 use super::{Finding, Severity};
 use crate::assemble::BACKENDS;
 
-/// The kernel's VXLAN port where none is configured.
-const VXLAN_PORT: u16 = 8472;
 /// 2024-01-01, in seconds since 1970: before this program was written.
 const LONG_AGO: u64 = 1_704_067_200;
 
@@ -143,9 +141,10 @@ impl Host<'_> {
         {
             return found(Severity::Warning, format!("{network} contains {gateway}, the gateway of a default route"));
         }
-        let mut connected = self.foreign(family).filter(|prefix| prefix.overlaps(&network));
-        match connected.next() {
-            Some(prefix) if prefix.covers(&network) && prefix != network => {
+        let is_around = |prefix: &Prefix| prefix.covers(&network) && *prefix != network;
+        // One inside the network counts more than one around it.
+        match self.foreign(family).filter(|prefix| prefix.overlaps(&network)).min_by_key(is_around) {
+            Some(prefix) if is_around(&prefix) => {
                 let what = format!("{network} lies in {prefix}, which this host is connected to");
                 found(Severity::Note, format!("{what}: correct as long as no host there has an address in it"))
             }
@@ -254,7 +253,8 @@ impl Host<'_> {
         if strict.is_empty() {
             return Finding::ok("rp_filter", "not strict on the devices of the overlay");
         }
-        let fix = format!("if packets are lost: sysctl -w net.ipv4.conf.{}.rp_filter=2 (loose), or 0", strict[0]);
+        // With slashes, because names of devices may have dots.
+        let fix = format!("if packets are lost: sysctl -w net/ipv4/conf/{}/rp_filter=2 (loose)", strict[0]);
         let found = format!(
             "strict reverse path filter on {}: it drops packets whose replies take another device",
             strict.join(", ")
@@ -344,14 +344,14 @@ impl Host<'_> {
                 return vec![Finding::new("vxlan", Severity::Error, crate::chain(&error), fix)];
             }
         };
-        let (vni, port) = (vxlan.config().vni, vxlan.config().port.unwrap_or(VXLAN_PORT));
+        let (vni, port) = (vxlan.config().vni, vxlan.config().port.unwrap_or(VxlanLink::DEFAULT_PORT));
         let mut findings = Vec::new();
         for link in self.facts.links.values() {
             let LinkKind::Vxlan(seen) = &link.kind else { continue };
             if self.overlay.owns(link.group, link.alias.as_deref()) {
                 continue;
             }
-            let same_port = seen.port.unwrap_or(VXLAN_PORT) == port;
+            let same_port = seen.port.unwrap_or(VxlanLink::DEFAULT_PORT) == port;
             let flannels = ["flannel.", "flannel-v6."].iter().any(|name| link.name.as_str() == format!("{name}{vni}"));
             let finding = match () {
                 () if seen.vni == vni && flannels => Finding::new(
@@ -382,11 +382,15 @@ impl Host<'_> {
         if findings.is_empty() {
             findings.push(Finding::ok("vxlan", format!("no foreign device has VNI {vni} or port {port}")));
         }
+        let device = match config.networks.v4 {
+            Some(_) => format!("flannel.{vni}"),
+            None => format!("flannel-v6.{vni}"),
+        };
         findings.push(Finding::new(
             "checksums",
             Severity::Note,
             "some network cards compute wrong checksums for encapsulated packets",
-            format!("if TCP between nodes hangs while ping works: ethtool -K flannel.{vni} tx-checksum-ip-generic off"),
+            format!("if TCP between nodes hangs while ping works: ethtool -K {device} tx-checksum-ip-generic off"),
         ));
         findings
     }
@@ -545,7 +549,7 @@ mod tests {
         let findings = findings(foreign, 1400, 1450, &said);
         assert_eq!(of(&findings, "forwarding").severity, Severity::Error);
         assert!(of(&findings, "forwarding").fix.as_ref().unwrap().contains("net.ipv4.ip_forward=1"));
-        assert!(of(&findings, "rp_filter").fix.as_ref().unwrap().contains("conf.eth0.rp_filter=2"));
+        assert!(of(&findings, "rp_filter").fix.as_ref().unwrap().contains("conf/eth0/rp_filter=2"));
         assert_eq!(of(&findings, "mtu").severity, Severity::Error);
         assert!(of(&findings, "bridge-nf").fix.as_ref().unwrap().contains("br_netfilter"));
         assert_eq!(of(&findings, "clock").severity, Severity::Error);
@@ -566,6 +570,7 @@ mod tests {
             let (mut facts, mut env) = (HostFacts::default(), SubnetEnv::default());
             facts.addresses =
                 vec![address(2, "192.0.2.77", 25), address(3, "10.5.1.1", 24), address(4, "172.17.0.1", 16)];
+            facts.addresses.push(address(5, "192.0.2.113", 28));
             facts.defaults.push(gateway);
             let addrs = Dual { v4: Some("192.0.2.77".parse().unwrap()), v6: None };
             let uplink = Uplink::new(2, LinkName::new("eth0").unwrap(), Mtu(1500), addrs);
@@ -583,6 +588,7 @@ mod tests {
             ("192.0.2.0/27", Severity::Warning, "192.0.2.1, the gateway"),
             ("192.0.2.32/27", Severity::Note, "lies in 192.0.2.0/25"),
             ("172.16.0.0/12", Severity::Warning, "overlaps 172.17.0.0/16"),
+            ("192.0.2.96/27", Severity::Warning, "overlaps 192.0.2.112/28"),
         ] {
             let findings = judge(network, "vxlan", network);
             let finding = of(&findings, "network");

@@ -50,8 +50,9 @@ pub(crate) fn by_hand<'a>(
     seen: &'a BTreeMap<RouteKey, Route>,
 ) -> impl Iterator<Item = (Prefix, String)> + 'a {
     let is_subnet = |prefix: &Prefix| {
-        let pool = config.networks.get(prefix.family()).and_then(|network| network.pool.as_ref());
-        pool.is_some_and(|pool| prefix.len() == pool.len)
+        let network = config.networks.get(prefix.family()).filter(|network| network.prefix != *prefix);
+        // In Kubernetes there is no pool: the cluster decides how long subnets are.
+        network.is_some_and(|network| network.pool.as_ref().is_none_or(|pool| prefix.len() == pool.len))
     };
     seen.iter().filter_map(move |(RouteKey { prefix, .. }, route)| {
         let by_hand = route.kind == RouteKind::Unicast && route.protocol == Route::BOOT;
@@ -70,8 +71,8 @@ mod tests {
 
     #[tokio::test]
     async fn only_routes_through_the_uplink_to_subnets_without_a_lease_are_reported() {
-        let config = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
-        let config = NetworkConfig::parse(config, Allocation::Pool).unwrap();
+        let text = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
+        let config = NetworkConfig::parse(text, Allocation::Pool).unwrap();
         let route = |prefix: &str, link, protocol| {
             let gateway = "192.168.0.9".parse().unwrap();
             let prefix = prefix.parse().unwrap();
@@ -96,6 +97,10 @@ mod tests {
         assert_eq!(fixes(&seen).await, [wanted]);
         let unlisted = judge(&config, &uplink, &seen, std::future::ready(None)).await;
         assert!(matches!(&unlisted[..], [note] if note.severity == Severity::Note), "{unlisted:?}");
+        // In Kubernetes subnets have any length.
+        let any_length = NetworkConfig::parse(text, Allocation::External).unwrap();
+        let findings = judge(&any_length, &uplink, &seen, async { Some(leased.clone()) }).await;
+        assert_eq!(findings.len(), 2, "{findings:?}");
         seen.pop_first();
         assert!(fixes(&seen).await.is_empty());
         seen.pop_first();
