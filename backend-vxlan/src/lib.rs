@@ -56,6 +56,14 @@ impl Vxlan {
         Ok(Self { config: Config::read(network)? })
     }
 
+    /// Sets the UDP port if the configuration has none. Otherwise the kernel decides the port of a new device, and an
+    /// existing device keeps its port.
+    #[must_use]
+    pub fn with_default_port(mut self, port: u16) -> Self {
+        self.config.port.get_or_insert(port);
+        self
+    }
+
     /// Returns the settings in effect.
     pub fn config(&self) -> &Config {
         &self.config

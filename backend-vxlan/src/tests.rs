@@ -262,6 +262,8 @@ fn settings_out_of_range_name_their_place() {
     assert_eq!(*all.config(), expected);
     let (none, _) = backend(V4, r#","VNI":null,"Port":0,"MTU":0"#);
     assert_eq!((none.config().vni.value(), none.config().port, none.config().mtu), (1, None, None));
+    let port = |backend: Vxlan| backend.with_default_port(8472).config().port;
+    assert_eq!((port(all), port(none)), (Some(4789), Some(8472)));
 }
 
 #[test]

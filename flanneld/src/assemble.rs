@@ -15,8 +15,8 @@ use flannel_core::netlink::NetlinkKernel;
 use flannel_core::overlay::{BuildError, Masquerade, MissingUplink, Overlay, SubnetEnvFile};
 
 use crate::blackhole::Blackhole;
-use crate::firewall;
-use crate::options::{FirewallOptions, Options, Place};
+use crate::firewall::{self, GUARDED_BY_DEFAULT};
+use crate::options::{FirewallOptions, Options, Place, PortGuard};
 use crate::stores::Opened;
 
 /// The available backends.
@@ -57,7 +57,12 @@ pub(crate) fn assemble(
         .name(options.overlay.clone())
         .backend(Vxlan::TYPE, move |config| {
             check(config)?;
-            Ok(Blackhole::around(Vxlan::new(config)?, routes))
+            let vxlan = Vxlan::new(config)?;
+            let vxlan = match rules.guard {
+                PortGuard::Peers => vxlan.with_default_port(GUARDED_BY_DEFAULT),
+                PortGuard::None => vxlan,
+            };
+            Ok(Blackhole::around(vxlan, routes))
         })
         .backend(HostGw::TYPE, move |config| check(config).map(|()| Blackhole::around(HostGw, routes)))
         .backend(Udp::TYPE, move |config| {

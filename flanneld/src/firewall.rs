@@ -15,8 +15,8 @@ use tokio::sync::watch;
 
 use crate::options::{FirewallOptions, Options, PortGuard};
 
-/// The kernel's VXLAN port where none is configured.
-const VXLAN_PORT: u16 = 8472;
+/// The guarded port if the configuration has none. The device then gets this port, too.
+pub(crate) const GUARDED_BY_DEFAULT: u16 = flannel_core::kernel::Vxlan::DEFAULT_PORT;
 
 /// Maintains the firewall's rules.
 pub(crate) struct Keeper {
@@ -72,7 +72,7 @@ fn guarded_port(guard: PortGuard, config: &NetworkConfig) -> Option<u16> {
         return None;
     }
     let vxlan = Vxlan::new(config).ok()?;
-    Some(vxlan.config().port.unwrap_or(VXLAN_PORT))
+    Some(vxlan.config().port.unwrap_or(GUARDED_BY_DEFAULT))
 }
 
 /// Removes the rules of both tools. A tool that is not installed has none.
