@@ -17,9 +17,9 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::assemble::{AssembleError, assemble};
+use crate::cni::ConfigurationError;
 use crate::directories::{self, DirectoryError};
 use crate::firewall::Keeper;
-use crate::flags::UsageError;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::options::{Capabilities, Options, Place as StorePlace};
@@ -57,7 +57,7 @@ pub(crate) enum AgentError {
     #[error("keeping the firewall's rules")]
     Firewall(#[from] FirewallError),
     #[error(transparent)]
-    Usage(#[from] UsageError),
+    Cni(#[from] ConfigurationError),
 }
 
 impl AgentError {
@@ -66,7 +66,6 @@ impl AgentError {
         match self {
             Self::Overlay(OverlayError::LeaseLost) => exit::LEASE_LOST,
             Self::Overlay(OverlayError::Reconfigured) => exit::CONFIG_CHANGED,
-            Self::Usage(_) => exit::USAGE,
             _ => exit::FAILURE,
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use cni_flannel::install::{self, InstallError, Installed};
 use flannel_core::firewall_keeper::RulesState;
 use flannel_core::overlay::Handle;
-use flannel_core::text::chain;
+use flannel_core::text::{Plain, chain};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -18,6 +18,14 @@ use crate::status::{changed, is_ready};
 const CHECK_EVERY: Duration = Duration::from_secs(30);
 /// The delay before a retry.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// The file of `-cni-conf` cannot be used. It may be written while the supervisor starts the agent again.
+#[derive(Debug, thiserror::Error)]
+#[error("-cni-conf={}", Plain(path.display()))]
+pub(crate) struct ConfigurationError {
+    path: PathBuf,
+    source: InstallError,
+}
 
 /// What is installed, and where. Nothing by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -65,11 +73,11 @@ impl Cni {
     }
 
     /// Checks the configuration before the agent starts.
-    pub(crate) fn check(&self) -> Result<(), UsageError> {
+    pub(crate) fn check(&self) -> Result<(), ConfigurationError> {
         let Some(configuration) = &self.configuration else { return Ok(()) };
-        let shown = configuration.source.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
         let checked = configuration.text().and_then(|text| install::check(&text));
-        checked.map_err(|error| UsageError::value("cni-conf", &shown, chain(&error)))
+        let path = || configuration.source.clone().unwrap_or_default();
+        checked.map_err(|source| ConfigurationError { path: path(), source })
     }
 
     /// Returns the directories to install in, each with its flag.
@@ -233,7 +241,7 @@ mod tests {
             vec![format!("-cni-conf-dir={}", path("net.d").display()), format!("-cni-conf={}", path(name).display())]
         });
         for arguments in &arguments {
-            let error = read(arguments).unwrap().check().unwrap_err().to_string();
+            let error = chain(&read(arguments).unwrap().check().unwrap_err());
             assert!(error.contains("cni-conf") && error.contains(dir.path().to_str().unwrap()), "{error}");
         }
         let cni = read(&arguments[0][..1]).unwrap();
