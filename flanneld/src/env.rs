@@ -3,15 +3,8 @@
 
 use std::ffi::OsString;
 
-use crate::flag_table::{find, flags};
+use crate::flag_table::{VARIABLES, find, flags, variable};
 use crate::flags::{UsageError, Values, near};
-
-const PREFIX: &str = "FLANNELD_";
-
-/// Returns the name of a flag's variable.
-pub(crate) fn variable(flag: &str) -> String {
-    format!("{PREFIX}{}", flag.to_ascii_uppercase().replace('-', "_"))
-}
 
 /// Returns the variables that are text, and a warning for each variable with flanneld's prefix that is not.
 pub(crate) fn texts(variables: impl IntoIterator<Item = (OsString, OsString)>) -> (Vec<(String, String)>, Vec<String>) {
@@ -20,7 +13,7 @@ pub(crate) fn texts(variables: impl IntoIterator<Item = (OsString, OsString)>) -
         let shown = name.to_string_lossy().into_owned();
         match (name.into_string(), value.into_string()) {
             (Ok(name), Ok(value)) => texts.push((name, value)),
-            _ if shown.starts_with(PREFIX) => {
+            _ if shown.starts_with(VARIABLES) => {
                 warnings.push(format!("the environment variable {shown} is not UTF-8 and is ignored"));
             }
             _ => {}
@@ -38,11 +31,11 @@ pub(crate) fn overlay(
 ) -> Result<Vec<String>, UsageError> {
     let mut warnings = Vec::new();
     for (name, value) in variables {
-        let Some(rest) = name.strip_prefix(PREFIX) else { continue };
-        let flag = flags().find(|flag| variable(flag.name) == name);
+        let Some(rest) = name.strip_prefix(VARIABLES) else { continue };
+        let flag = flags().find(|flag| variable(flag).as_ref() == Some(&name));
         let Some(flag) = flag else {
-            let near = near(rest, flags().map(|flag| flag.name)).and_then(find);
-            let hint = near.map(|flag| format!("; did you mean {}?", variable(flag.name))).unwrap_or_default();
+            let near = near(rest, flags().map(|flag| flag.name)).and_then(find).and_then(variable);
+            let hint = near.map(|near| format!("; did you mean {near}?")).unwrap_or_default();
             warnings.push(format!("the environment variable {name} is unknown and ignored{hint}"));
             continue;
         };
@@ -90,5 +83,13 @@ mod tests {
         let (_, warnings) = with(&[], &[("FLANNELD_IPMASQ", "true"), ("HOME", "/")]).unwrap();
         assert_eq!(warnings.len(), 1);
         assert!(warnings[0].contains("did you mean FLANNELD_IP_MASQ?"), "{warnings:?}");
+    }
+
+    #[test]
+    fn flags_that_ask_for_one_action_have_no_variable() {
+        for (name, value) in [("VERSION", "0.1.0"), ("WATCH", "true"), ("DRY_RUN", "true"), ("JSON", "true")] {
+            let (values, warnings) = with(&[], &[(&format!("FLANNELD_{name}"), value)]).unwrap();
+            assert_eq!((values, warnings.len()), (Values::default(), 1), "{name}");
+        }
     }
 }

@@ -43,6 +43,9 @@ pub(crate) struct Group {
 
 const OF_COMMANDS: &str = "Commands";
 
+/// How the names of variables begin.
+pub(crate) const VARIABLES: &str = "FLANNELD_";
+
 /// Returns all flags.
 pub(crate) fn flags() -> impl Iterator<Item = &'static Flag> {
     GROUPS.iter().flat_map(|group| group.flags)
@@ -51,6 +54,13 @@ pub(crate) fn flags() -> impl Iterator<Item = &'static Flag> {
 /// Returns the flags that only commands have.
 pub(crate) fn of_commands() -> impl Iterator<Item = &'static Flag> {
     GROUPS.iter().filter(|group| group.title == OF_COMMANDS).flat_map(|group| group.flags)
+}
+
+/// Returns the name of the environment variable for a flag. There is none for flags that ask for one action: a variable
+/// stays set for all commands.
+pub(crate) fn variable(flag: &Flag) -> Option<String> {
+    let is_of_one_call = flag.name == "version" || of_commands().any(|other| other.name == flag.name);
+    (!is_of_one_call).then(|| format!("{VARIABLES}{}", flag.name.to_ascii_uppercase().replace('-', "_")))
 }
 
 /// Returns the flag of this name.

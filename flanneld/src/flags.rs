@@ -66,7 +66,8 @@ fn names<'a>(commands: impl Iterator<Item = &'a Command>) -> String {
 }
 
 fn place(name: &str) -> String {
-    format!("-{name} (or {})", crate::env::variable(name))
+    let variable = find(name).and_then(flag_table::variable);
+    variable.map_or_else(|| format!("-{name}"), |variable| format!("-{name} (or {variable})"))
 }
 
 fn suggestion(near: &Option<&'static str>) -> String {

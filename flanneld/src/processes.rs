@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::{command_table, env, flags};
+use crate::{command_table, flag_table, flags};
 
 const NAME: &str = "flanneld";
 
@@ -51,10 +51,10 @@ fn agent(pid: u32, process: &Path) -> Option<Agent> {
     if line.words.first().is_some_and(|word| command_table::find(word).is_some()) {
         return None;
     }
-    let name = env::variable("overlay-name");
+    let name = flag_table::find("overlay-name").and_then(flag_table::variable);
     let variable = texts("environ").into_iter().find_map(|text| {
         let (found, value) = text.split_once('=')?;
-        (found == name && !value.is_empty()).then(|| value.to_owned())
+        (Some(found) == name.as_deref() && !value.is_empty()).then(|| value.to_owned())
     });
     let given = line.values.is_given("overlay-name");
     let overlay = variable.filter(|_| !given).unwrap_or_else(|| line.values.text("overlay-name").to_owned());

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use crate::command_table::{ADDRESS, COMMANDS, Command, Source};
-use crate::flag_table::{Flag, GROUPS, Group};
-use crate::{env, help};
+use crate::flag_table::{Flag, GROUPS, Group, variable};
+use crate::help;
 
 /// Files that the agent uses by default, and their purpose.
 const FILES: &[(&str, &str)] = &[
@@ -79,7 +79,9 @@ fn describe_flag(flag: &Flag, page: &mut String) {
     if let Some(default) = help::default(flag) {
         let _ = writeln!(page, "Default: {}.", text(&default));
     }
-    let _ = writeln!(page, "Variable: {}.", text(&env::variable(flag.name)));
+    if let Some(variable) = variable(flag) {
+        let _ = writeln!(page, "Variable: {}.", text(&variable));
+    }
 }
 
 /// Returns text as a sentence.
