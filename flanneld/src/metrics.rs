@@ -190,7 +190,7 @@ fn register_objects(registry: &mut Registry, status: &Status) {
     gauge("conflicts", "Conflicting kernel objects that flanneld does not manage", status.conflict_count);
     gauge("flapping_objects", "Kernel objects that another program keeps changing", status.flapping.len());
     gauge("refused_writes", "Writes that the kernel refused in the last audit", status.refused.len());
-    gauge("undone_writes", "Writes that the last audit could not do", status.undone);
+    gauge("failed_writes", "Writes that the last audit could not do", status.failed_writes);
     gauge("withheld_prefixes", "Prefixes whose deletion is delayed", status.withheld.len());
     let unprotected = "Prefixes of invalid records that exceed the limit of prefixes protected from deletion";
     gauge("unprotected_prefixes", unprotected, status.unprotected);

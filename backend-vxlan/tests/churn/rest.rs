@@ -13,7 +13,7 @@ impl World {
         self.check_step();
         for host in &self.hosts {
             let status = host.status().unwrap();
-            assert_eq!((status.phase, status.undone), (Phase::Ready, 0), "host {}: {status:#?}", host.number);
+            assert_eq!((status.phase, status.failed_writes), (Phase::Ready, 0), "host {}: {status:#?}", host.number);
             assert_eq!(status.own_trouble, None, "host {}", host.number);
             // The configuration that was read at the start applies, even if the pool has changed since.
             assert_eq!(*host.agent.as_ref().unwrap().networks.lock().unwrap(), self.setting.networks());

@@ -67,7 +67,7 @@ impl Story {
             return Some(format!("its events tell of {told:?}, its status of {shown:?}"));
         }
         let audited = status.lease.is_some() && self.listed && status.audits > 0;
-        let ready = audited && status.undone == 0;
+        let ready = audited && status.failed_writes == 0;
         match status.phase {
             // What is left undone is shown, and was done for other peers.
             Phase::Ready if !audited => Some(format!("is ready too soon: {status:#?}")),

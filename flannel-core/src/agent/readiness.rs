@@ -116,8 +116,8 @@ pub enum Wait {
     },
     /// Writes that are required to reach any peer of some address family, or that complete a device.
     Writes {
-        /// The number of undone writes.
-        undone: usize,
+        /// The number of failed writes.
+        failed_writes: usize,
         /// The last error of the kernel.
         error: Option<String>,
     },
@@ -172,7 +172,7 @@ impl fmt::Display for Wait {
             Self::Lease { .. } => f.write_str("a lease")?,
             Self::Peers { .. } => f.write_str("the lease store's first list of peers")?,
             Self::Device { .. } => f.write_str("the devices")?,
-            Self::Writes { undone, .. } => write!(f, "{undone} writes to the kernel")?,
+            Self::Writes { failed_writes, .. } => write!(f, "{failed_writes} writes to the kernel")?,
             Self::SubnetEnv { .. } => f.write_str("subnet.env to be written")?,
         }
         match self.error() {
@@ -202,15 +202,15 @@ pub struct Degraded {
     pub contended: usize,
     /// Writes that the kernel refused: [`Status::refused`].
     pub refused: usize,
-    /// Undone writes that are not caused by a peer's record: [`Status::undone`].
-    pub undone: usize,
+    /// Failed writes that are not caused by a peer's record: [`Status::failed_writes`].
+    pub failed_writes: usize,
 }
 
 impl Degraded {
     /// Returns the sum of all counts.
     pub fn total(&self) -> usize {
-        let Self { quarantined, dropped, skipped, conflicts, flapping, contended, refused, undone } = *self;
-        quarantined + dropped + skipped + conflicts + flapping + contended + refused + undone
+        let Self { quarantined, dropped, skipped, conflicts, flapping, contended, refused, failed_writes } = *self;
+        quarantined + dropped + skipped + conflicts + flapping + contended + refused + failed_writes
     }
 }
 
@@ -224,7 +224,7 @@ impl fmt::Display for Degraded {
             (self.conflicts, "conflicting object", "conflicting objects"),
             (self.flapping, "object changed by another program", "objects changed by another program"),
             (self.refused, "write refused", "writes refused"),
-            (self.undone, "write undone", "writes undone"),
+            (self.failed_writes, "failed write", "failed writes"),
         ];
         for (nth, (count, one, many)) in counts.into_iter().filter(|(count, ..)| *count > 0).enumerate() {
             write!(f, "{}{count} {}", if nth == 0 { "" } else { ", " }, if count == 1 { one } else { many })?;
@@ -269,7 +269,7 @@ impl Status {
         }
         match self.phase {
             Phase::LeaseHeld if self.listed => waits.push(Wait::Device { error: trouble() }),
-            Phase::DeviceReady => waits.push(Wait::Writes { undone: self.undone, error: trouble() }),
+            Phase::DeviceReady => waits.push(Wait::Writes { failed_writes: self.failed_writes, error: trouble() }),
             Phase::Starting | Phase::LeaseHeld | Phase::Ready | Phase::Stopped => {}
         }
         match &self.subnet_env {
@@ -292,7 +292,7 @@ impl Status {
             flapping: self.flapping.len(),
             contended: self.contended.is_some().into(),
             refused: self.refused.len(),
-            undone: self.undone,
+            failed_writes: self.failed_writes,
         };
         (degraded != Degraded::default()).then_some(degraded)
     }

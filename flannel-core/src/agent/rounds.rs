@@ -167,8 +167,8 @@ impl Machine {
     pub(super) fn applied(&mut self, now: BootTime, report: ApplyReport) {
         match std::mem::replace(&mut self.round, Round::Idle) {
             Round::Auditing { audit, seen } => {
-                let undone = report.refused.iter().map(|(place, _)| place).chain(&report.skipped);
-                for op in undone.filter_map(|place| audit.ops.get(*place)) {
+                let failed = report.refused.iter().map(|(place, _)| place).chain(&report.skipped);
+                for op in failed.filter_map(|place| audit.ops.get(*place)) {
                     self.divergence.note(op.object(), &seen);
                 }
                 drop(seen);
@@ -188,15 +188,15 @@ impl Machine {
         self.divergence.known = report.lost.is_none();
         let kept_out: Vec<Conflict> =
             report.refused.iter().filter_map(|(place, error)| kept_out(ops.get(*place)?, error)).collect();
-        let Undone { writes: undone, reaches_peers } = self.take_refused(now, &ops, report);
+        let Failed { writes: failed_writes, reaches_peers } = self.take_refused(now, &ops, report);
         self.show_conflicts(conflicts.iter().chain(&kept_out));
         let mut repaired = 0;
         if drift && report.applied > 0 && report.lost.is_none() {
-            let undone = |place: &usize| {
+            let has_failed = |place: &usize| {
                 report.refused.binary_search_by_key(place, |(place, _)| *place).is_ok()
                     || report.skipped.binary_search(place).is_ok()
             };
-            let written = ops.iter().enumerate().filter(|(place, _)| !undone(place)).map(|(_, op)| op);
+            let written = ops.iter().enumerate().filter(|(place, _)| !has_failed(place)).map(|(_, op)| op);
             let written: Vec<_> = written.filter(|op| !moved.contains(&op.object())).collect();
             repaired = written.len();
             let shaken: BTreeSet<LinkId> = ops.iter().filter(|op| touches_device(op)).filter_map(Op::link).collect();
@@ -211,7 +211,7 @@ impl Machine {
         // deletions in a former network, which only an audit can find empty. It reads the host too, which was last read
         // before the device was marked.
         let look_again = ops.iter().any(touches_device) || (!self.scope.former.is_empty() && report.applied > 0);
-        let done = undone == 0 && report.lost.is_none();
+        let done = failed_writes == 0 && report.lost.is_none();
         if done {
             self.backoff.reset();
             self.audit.periodic = Some(now.after(self.jitter.around(self.settings.audit_every)));
@@ -237,7 +237,7 @@ impl Machine {
             (true, false) => Phase::DeviceReady,
             (false, _) => Phase::LeaseHeld,
         };
-        self.show_round(phase, error, undone);
+        self.show_round(phase, error, failed_writes);
         self.show(|status| {
             status.audits += 1;
             status.drift_repaired += repaired as u64;
@@ -249,9 +249,9 @@ impl Machine {
     }
 
     /// Records the refused writes of an audit.
-    fn take_refused(&mut self, now: BootTime, ops: &[Op], report: &ApplyReport) -> Undone {
+    fn take_refused(&mut self, now: BootTime, ops: &[Op], report: &ApplyReport) -> Failed {
         if report.lost.is_some() {
-            return Undone { writes: report.refused.len() + report.skipped.len(), reaches_peers: false };
+            return Failed { writes: report.refused.len() + report.skipped.len(), reaches_peers: false };
         }
         let refused = report.refused.iter().filter_map(|(place, error)| Some((ops.get(*place)?, error)));
         let objects = refused.clone().filter(|(op, _)| !op.is_delete()).map(|(op, _)| op.object()).collect();
@@ -275,7 +275,7 @@ impl Machine {
         let nodes = self.refused.replace(now, entries.collect(), &in_place);
         self.show_refused();
         // Skipped writes depend on refused ones.
-        Undone { writes: if nodes == 0 { 0 } else { nodes + report.skipped.len() }, reaches_peers }
+        Failed { writes: if nodes == 0 { 0 } else { nodes + report.skipped.len() }, reaches_peers }
     }
 
     /// The peers that want these objects, and the kinds of which some peer's object is as wanted.
@@ -370,8 +370,8 @@ impl Machine {
     }
 }
 
-/// The writes that an audit left undone.
-struct Undone {
+/// The failed writes of an audit.
+struct Failed {
     /// The number of writes, except those caused by a peer's record.
     writes: usize,
     /// Whether the devices are complete and, for each kind of refused object, some peer's object is in place: then some

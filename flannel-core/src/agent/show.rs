@@ -72,7 +72,7 @@ impl Machine {
         }
     }
 
-    pub(super) fn show_round(&mut self, phase: Phase, error: Option<String>, undone: usize) {
+    pub(super) fn show_round(&mut self, phase: Phase, error: Option<String>, failed_writes: usize) {
         let was = self.status.phase;
         if let Some(error) = error.as_ref().filter(|error| self.status.last_error.as_ref() != Some(error)) {
             self.events.push(Event::KernelTrouble(error.clone()));
@@ -83,7 +83,7 @@ impl Machine {
             self.events.push(Event::Ready);
         }
         self.show(|status| {
-            (status.phase, status.undone, status.last_error) = (phase, undone, error);
+            (status.phase, status.failed_writes, status.last_error) = (phase, failed_writes, error);
         });
     }
 

@@ -26,7 +26,7 @@ pub enum Phase {
     /// The lease is held and published.
     LeaseHeld,
     /// The devices exist, but no peer of some address family can be reached, because the kernel refused a part of a
-    /// device or all objects of one kind, or contact with the kernel was lost: see [`Status::undone`] and
+    /// device or all objects of one kind, or contact with the kernel was lost: see [`Status::failed_writes`] and
     /// [`Status::last_error`].
     DeviceReady,
     /// The lease is held, and devices and peers are programmed, with the exceptions in [`Status::degraded`]. Whether
@@ -260,7 +260,7 @@ pub struct Status {
     /// of: the kernel rejects the value, and has accepted an object of the same kind (route, neighbour or FDB entry, of
     /// the same family) for another peer. If it has accepted none, the cause may be this node, so all count, including
     /// the refused object of an only peer.
-    pub undone: usize,
+    pub failed_writes: usize,
     /// The number of completed audits.
     pub audits: u64,
     /// The number of completed lease rounds.
@@ -311,7 +311,7 @@ impl Default for Status {
             withheld: Arc::default(),
             unprotected: 0,
             unknown_host_objects: 0,
-            undone: 0,
+            failed_writes: 0,
             audits: 0,
             lease_rounds: 0,
             drift_repaired: 0,

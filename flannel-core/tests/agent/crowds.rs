@@ -60,7 +60,7 @@ async fn a_thousand_nodes_that_join_within_ten_seconds_are_programmed_everywhere
     }
     let peers = usize::from(JOINS) + usize::from(AGENTS) - 1;
     for (_, agent, _) in &nodes {
-        let status = agent.until(|status| status.peers.accepted == peers && status.undone == 0).await;
+        let status = agent.until(|status| status.peers.accepted == peers && status.failed_writes == 0).await;
         assert_eq!((status.peers.quarantined, status.own_trouble), (0, None));
     }
     // A forwarding entry, a neighbour and a route for each, once; an audit where the timer is due, and no more; the

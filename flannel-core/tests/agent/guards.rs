@@ -42,7 +42,7 @@ async fn an_object_that_somebody_keeps_changing_is_backed_off_from_and_forgiven(
     });
     pass(300.0).await;
     let status = agent.status();
-    assert!(!status.flapping.is_empty() && status.undone == 0, "{status:?}");
+    assert!(!status.flapping.is_empty() && status.failed_writes == 0, "{status:?}");
     let flaps = |events: &[Event]| events.iter().filter(|event| matches!(event, Event::Flapping(_))).count();
     let events = agent.drain();
     // The entry, and the neighbour that is written with it.
@@ -301,10 +301,10 @@ async fn a_single_refusal_amid_a_lease_round_leaves_the_agent_ready() {
     node.join([2]);
     pass(5.0).await;
     let status = agent.status();
-    assert_eq!((status.phase, status.undone, status.peers.accepted), (Phase::Ready, 0, 2));
+    assert_eq!((status.phase, status.failed_writes, status.peers.accepted), (Phase::Ready, 0, 2));
     node.kernel.obey();
     node.kernel.resume();
     eventually("it is written after all", || node.has_route(subnet(2))).await;
     pass(1.0).await;
-    assert_eq!((agent.status().phase, agent.status().undone), (Phase::Ready, 0));
+    assert_eq!((agent.status().phase, agent.status().failed_writes), (Phase::Ready, 0));
 }

@@ -56,7 +56,7 @@ fn what_is_waited_for_is_plain_text_with_a_remedy() {
         Wait::Lease { error: hostile.clone() },
         Wait::Peers { error: hostile.clone() },
         Wait::Device { error: hostile.clone() },
-        Wait::Writes { undone: 3, error: hostile.clone() },
+        Wait::Writes { failed_writes: 3, error: hostile.clone() },
         Wait::SubnetEnv { error: hostile },
     ];
     for wait in waits {
@@ -165,7 +165,7 @@ async fn an_agent_says_what_it_waits_for_before_it_is_ready() {
     node.join([1, 2]);
     node.kernel.refuse_if(|op| matches!(op, Op::CreateRoute { .. }).then_some(ENOMEM));
     let agent = node.run();
-    assert!(matches!(waits(&agent).await, Wait::Writes { undone: 2, error: Some(_) }));
+    assert!(matches!(waits(&agent).await, Wait::Writes { failed_writes: 2, error: Some(_) }));
     node.kernel.obey();
     agent.until(Status::is_ready).await;
 
@@ -288,8 +288,8 @@ async fn what_is_done_without_is_counted_by_reason_and_keeps_no_node_from_being_
     let agent = node.run().once_ready().await;
     let status = agent.status();
     let degraded = status.degraded().unwrap();
-    assert_eq!((degraded.quarantined, degraded.refused, degraded.undone), (1, 1, 1), "{degraded:?}");
-    assert_eq!(degraded.to_string(), "1 invalid record, 1 write refused, 1 write undone");
+    assert_eq!((degraded.quarantined, degraded.refused, degraded.failed_writes), (1, 1, 1), "{degraded:?}");
+    assert_eq!(degraded.to_string(), "1 invalid record, 1 write refused, 1 failed write");
     assert!(status.is_ready() && status.waits_for().is_empty());
     node.kernel.obey();
     node.store.delete(&crate::node::peer(5).key);

@@ -25,7 +25,7 @@ async fn a_value_of_one_peer_that_the_kernel_rejects_is_that_peers_trouble() {
     node.kernel.refuse_if(move |op| refused(op).then_some(EINVAL));
     let mut agent = node.run();
     let status = agent.ready().await;
-    assert_eq!((status.undone, &status.last_error), (0, &None));
+    assert_eq!((status.failed_writes, &status.last_error), (0, &None));
     let refusal = &status.refused[&Object::Route(subnet(1))];
     assert_eq!((status.refused.len(), &refusal.peer), (1, &Some(peer(1).key)));
     assert!(refusal.error.contains("10.42.1.0/24") && refusal.error.contains("Invalid argument"), "{refusal:?}");
@@ -60,15 +60,18 @@ async fn a_peer_that_the_kernel_has_no_memory_for_degrades_a_node_that_reaches_o
     let refused = routes_to(1);
     node.kernel.refuse_if(move |op| refused(op).then_some(ENOMEM));
     let agent = node.run();
-    let status = agent.until(|status| status.undone > 0).await;
-    assert_eq!((status.phase, status.undone), (Phase::Ready, 1));
+    let status = agent.until(|status| status.failed_writes > 0).await;
+    assert_eq!((status.phase, status.failed_writes), (Phase::Ready, 1));
     let degraded = status.degraded().unwrap();
-    assert_eq!((status.is_ready(), degraded.undone, degraded.refused), (true, 1, 1));
-    assert_eq!(degraded.to_string(), "1 write refused, 1 write undone");
+    assert_eq!((status.is_ready(), degraded.failed_writes, degraded.refused), (true, 1, 1));
+    assert_eq!(degraded.to_string(), "1 write refused, 1 failed write");
     assert!(status.refused.contains_key(&Object::Route(subnet(1))) && status.last_error.is_some(), "{status:?}");
     node.kernel.obey();
     pass(5.0).await;
-    assert_eq!((agent.status().phase, agent.status().undone, agent.status().refused.len()), (Phase::Ready, 0, 0));
+    assert_eq!(
+        (agent.status().phase, agent.status().failed_writes, agent.status().refused.len()),
+        (Phase::Ready, 0, 0)
+    );
     assert_eq!(agent.status().degraded(), None);
 }
 
@@ -80,17 +83,17 @@ async fn where_no_peers_route_is_taken_the_node_is_not_ready() {
         node.kernel.refuse_if(|op| matches!(op, Op::CreateRoute { .. }).then_some(EINVAL));
         let agent = node.run();
         let status = agent.until(|status| status.audits >= 3).await;
-        assert_eq!((status.phase, status.undone), (Phase::DeviceReady, usize::from(count)), "{status:?}");
+        assert_eq!((status.phase, status.failed_writes), (Phase::DeviceReady, usize::from(count)), "{status:?}");
         let waits = status.waits_for();
         assert!(!status.is_ready(), "{status:?}");
         assert!(
-            matches!(&waits[..], [Wait::Writes { undone, error: Some(_) }] if *undone == status.undone),
+            matches!(&waits[..], [Wait::Writes { failed_writes, error: Some(_) }] if *failed_writes == status.failed_writes),
             "{waits:?}"
         );
         assert!(status.last_error.is_some() && status.refused.len() == usize::from(count));
         node.kernel.obey();
         pass(5.0).await;
-        assert_eq!((agent.status().phase, agent.status().undone), (Phase::Ready, 0));
+        assert_eq!((agent.status().phase, agent.status().failed_writes), (Phase::Ready, 0));
     }
 }
 
@@ -103,7 +106,7 @@ async fn each_family_is_judged_by_itself() {
     node.kernel.refuse_if(move |op| matches!(op, Op::CreateRoute { prefix, .. } if is_v6(prefix)).then_some(EINVAL));
     let agent = node.run();
     let status = agent.until(|status| status.audits >= 3).await;
-    assert_eq!((status.phase, status.undone), (Phase::DeviceReady, 2), "{status:?}");
+    assert_eq!((status.phase, status.failed_writes), (Phase::DeviceReady, 2), "{status:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -113,7 +116,7 @@ async fn a_device_that_lacks_its_address_keeps_the_node_from_being_ready() {
     node.kernel.refuse_if(|op| matches!(op, Op::AddAddress(_)).then_some(ENOMEM));
     let agent = node.run();
     let status = agent.until(|status| status.audits >= 2).await;
-    assert_eq!((status.phase, status.undone, status.is_ready()), (Phase::DeviceReady, 1, false), "{status:?}");
+    assert_eq!((status.phase, status.failed_writes, status.is_ready()), (Phase::DeviceReady, 1, false), "{status:?}");
     assert!(node.has_route(subnet(1)));
     node.kernel.obey();
     agent.until(Status::is_ready).await;

@@ -478,7 +478,7 @@ impl Place {
         self.check_foreign();
         let agent = self.agent.as_ref().unwrap();
         let status = agent.status();
-        assert_eq!((status.phase, status.undone), (Phase::Ready, 0), "{}: {status:?}", self.node.name);
+        assert_eq!((status.phase, status.failed_writes), (Phase::Ready, 0), "{}: {status:?}", self.node.name);
         let Plan { ops, conflicts } = agent.handle.plan().await.unwrap().plan;
         assert!(ops.is_empty(), "{}: {ops:#?} {status:?}", self.node.name);
         let peers = agent.handle.peers().await.unwrap();

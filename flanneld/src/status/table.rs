@@ -143,9 +143,10 @@ impl Document<'_> {
             let what = "links, addresses or routes of this host were not read, because there are too many";
             rows.row("host", format_args!("{} {what}: {fix}", status.unknown_host_objects))?;
         }
-        let Status { audits, lease_rounds, drift_repaired, undone, .. } = status;
-        let rounds =
-            format_args!("{audits} audits, {lease_rounds} lease rounds, {drift_repaired} repairs, {undone} undone");
+        let Status { audits, lease_rounds, drift_repaired, failed_writes, .. } = status;
+        let rounds = format_args!(
+            "{audits} audits, {lease_rounds} lease rounds, {drift_repaired} repairs, {failed_writes} failed writes"
+        );
         rows.row("rounds", rounds)
     }
 

@@ -130,11 +130,11 @@ fn an_uplink_that_is_lost_is_no_readiness_and_is_shown_with_its_reason() {
 #[test]
 fn what_is_done_without_is_shown_of_a_node_that_is_ready() {
     let mut status = ready();
-    (status.peers.quarantined, status.undone) = (2, 3);
+    (status.peers.quarantined, status.failed_writes) = (2, 3);
     let around = around();
     let document = Document::new(&status, &RulesState::InPlace, &around, BootTime::default(), 0);
     assert!(
-        document.ready && document.to_string().contains("degraded     2 invalid records, 3 writes undone"),
+        document.ready && document.to_string().contains("degraded     2 invalid records, 3 failed writes"),
         "{document}"
     );
 }

@@ -173,7 +173,7 @@ fn a_foreign_ipv6_route_over_which_the_kernel_takes_none_of_ours_is_a_conflict_o
     cluster.store.insert([paper]);
     let status = cluster.until(0, "in conflict", |it| it.phase == Phase::Ready && !it.conflicts.is_empty());
     assert!(status.conflicts[0].remedy.contains("ip -6 route"), "{:?}", status.conflicts);
-    assert_eq!((status.conflicts.len(), status.undone, status.last_error), (1, 0, None));
+    assert_eq!((status.conflicts.len(), status.failed_writes, status.last_error), (1, 0, None));
     cluster.assert_traffic(0, 1);
     cluster.ns(0).delete_route(&route).unwrap();
     cluster.until(0, "healed", |status| status.conflicts.is_empty());

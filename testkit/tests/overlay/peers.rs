@@ -34,7 +34,7 @@ fn peers_that_no_route_can_lead_to_keep_no_host_gw_node_from_being_ready() {
     let is_well = |status: &Status| {
         let of_refused = |refusal: &Refusal| refusal.peer.as_ref() == Some(&refused.key);
         status.phase == Phase::Ready
-            && status.undone == 0
+            && status.failed_writes == 0
             && status.refused.values().any(of_refused)
             && status.skipped.keys().any(|(key, _)| *key == far.key)
             && bad.iter().all(|lease| status.quarantined.contains_key(&lease.key))
