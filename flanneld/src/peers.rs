@@ -11,6 +11,7 @@ use flannel_core::overlay::{PeerList, PeerRow};
 use flannel_core::text::Plain;
 use futures_util::stream::{self, Stream, StreamExt};
 use serde_json::Value;
+use tokio::task::yield_now;
 
 use crate::output::duration;
 
@@ -43,15 +44,18 @@ pub(crate) fn array(peers: PeerList) -> impl Stream<Item = Result<String, Infall
 }
 
 /// Returns a table with a row for each record.
-pub(crate) fn table(peers: PeerList, columns: Columns) -> impl Stream<Item = Result<String, Infallible>> {
+pub(crate) async fn table(peers: PeerList, columns: Columns) -> impl Stream<Item = Result<String, Infallible>> {
     let head = columns.head();
     let mut widths: Vec<_> = head.iter().map(String::len).collect();
-    for row in peers.rows() {
+    for (nth, row) in peers.rows().enumerate() {
+        if nth % AT_ONCE == 0 {
+            yield_now().await;
+        }
         for (width, cell) in widths.iter_mut().zip(columns.cells(&row)) {
             *width = (*width).max(cell.chars().count());
         }
     }
-    // The reason is as long as it is.
+    // The last column is not padded.
     widths.pop();
     let line = move |cells: Vec<String>| {
         let padded = cells.iter().enumerate().map(|(nth, cell)| match widths.get(nth) {
@@ -128,13 +132,16 @@ fn owned_rows(peers: PeerList) -> impl Iterator<Item = PeerRow> {
     (0..peers.len()).filter_map(move |nth| peers.row(nth))
 }
 
-/// Combines the rows into chunks of [`AT_ONCE`] rows.
+/// Combines the rows into chunks of [`AT_ONCE`] rows. Between chunks the agent's other tasks get their turn.
 fn gathered(
     head: impl Into<String>,
     rows: impl Iterator<Item = String>,
     tail: impl Into<String>,
 ) -> impl Stream<Item = Result<String, Infallible>> {
-    let rows = stream::iter(rows).chunks(AT_ONCE).map(|rows| rows.concat());
+    let rows = stream::iter(rows).chunks(AT_ONCE).then(async |rows| {
+        yield_now().await;
+        rows.concat()
+    });
     stream::iter([head.into()]).chain(rows).chain(stream::iter([tail.into()])).map(Ok)
 }
 
@@ -146,7 +153,7 @@ mod tests {
     use futures_util::TryStreamExt;
 
     async fn shown(peers: PeerList, columns: Columns) -> String {
-        table(peers, columns).try_collect().await.unwrap()
+        table(peers, columns).await.try_collect().await.unwrap()
     }
 
     #[tokio::test]
