@@ -30,6 +30,9 @@ use flannel_core::firewall_keeper::RulesState;
 /// The largest text page, in bytes. A longer one is cut, with a line that says so.
 const MOST_ANSWER: usize = 1 << 20;
 
+/// The first port that needs no privilege (ip(7), `net.ipv4.ip_unprivileged_port_start`).
+const UNPRIVILEGED: u16 = 1024;
+
 /// The agent cannot listen on an address.
 #[derive(Debug, thiserror::Error)]
 #[error("listening on {addr}: set {flags}")]
@@ -51,12 +54,13 @@ pub(crate) struct Place {
 
 impl Place {
     /// Listens on an address, before privileges are dropped and before anything is changed. An address that another
-    /// program uses is not an error: any user of the host may take a port, and must not prevent the agent from
-    /// starting.
+    /// program uses is not an error: any user of the host may take a port from [`UNPRIVILEGED`], and must not prevent the
+    /// agent from starting.
     pub(crate) fn take(addr: SocketAddr, flags: &'static str) -> Result<Self, ListenError> {
         let listener = match listen(addr) {
             Ok(listener) => Some(listener),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
+            // A smaller port cannot be taken later: the privilege for it is dropped.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && addr.port() >= UNPRIVILEGED => None,
             Err(source) => return Err(ListenError { addr, flags, source }),
         };
         Ok(Self { addr, flags, listener })
@@ -82,13 +86,13 @@ impl Place {
         let Self { addr, flags, .. } = self;
         tracing::warn!(
             target: "flannel::agent",
-            "cannot serve status and metrics at {addr}: another program uses the address; stop it, or set {flags}"
+            "cannot serve HTTP at {addr}: another program uses the address; stop it, or set {flags}"
         );
         let mut backoff = Backoff::default();
         loop {
             sleep(backoff.wait()).await;
             if let Ok(listener) = listen(addr) {
-                tracing::info!(target: "flannel::agent", "serving status and metrics at {addr}");
+                tracing::info!(target: "flannel::agent", "serving HTTP at {addr}");
                 return listener;
             }
         }
@@ -192,7 +196,9 @@ async fn plan(State(shown): State<Arc<Shown>>) -> Response {
 
 async fn peers(State(shown): State<Arc<Shown>>, headers: HeaderMap) -> Response {
     match shown.handle.records().await {
-        Ok(peers) if wants_text(&headers) => Body::from_stream(peers::table(peers, columns(&headers))).into_response(),
+        Ok(peers) if wants_text(&headers) => {
+            Body::from_stream(peers::table(peers, columns(&headers)).await).into_response()
+        }
         Ok(peers) => ([(header::CONTENT_TYPE, JSON)], Body::from_stream(peers::array(peers))).into_response(),
         Err(error) => trouble(&error),
     }
