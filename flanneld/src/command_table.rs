@@ -115,7 +115,7 @@ pub(crate) const COMMANDS: &[Command] = &[
         flags: &["dry-run", "force"],
         source: Source::Host,
         exits: &[
-            (exit::SUCCESS, "nothing is left"),
+            (exit::SUCCESS, "nothing is left on this host; a lease is, if the store cannot be reached"),
             (exit::FAILURE, "something could not be removed, or the agent runs"),
         ],
         examples: &["flanneld cleanup -dry-run -etcd-endpoints=https://10.0.0.1:2379"],

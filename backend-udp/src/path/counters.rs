@@ -1,5 +1,6 @@
 //! Counters of forwarded and dropped packets.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The reason why a packet was dropped.
@@ -77,6 +78,29 @@ impl Reason {
             Self::Expired => "expired",
             Self::TunRefused => "tun_refused",
         }
+    }
+}
+
+/// The reason in words, to be read after a number of packets.
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SentMalformed => "from this host: not an IP packet, or shorter than its header states",
+            Self::SentToGroup => "to a multicast group",
+            Self::NoPeer => "to a subnet that no node has",
+            Self::SentExpired => "from this host: TTL or hop limit expired",
+            Self::NotSplit => "a super-packet that cannot be split",
+            Self::NoSocket => "no socket has the address family of the peer's address",
+            Self::SocketFull => "the socket buffer stayed full",
+            Self::SendRefused => "the kernel refused to send it",
+            Self::Truncated => "received incomplete",
+            Self::UnknownSender => "from an address and port of no peer",
+            Self::Malformed => "from a peer: not an IP packet, or shorter than its header states",
+            Self::WrongSource => "from a peer, with a source outside the peer's subnet",
+            Self::WrongDestination => "from a peer, with a destination outside this node's subnet",
+            Self::Expired => "from a peer: TTL or hop limit expired",
+            Self::TunRefused => "the TUN device was down or refused it",
+        })
     }
 }
 

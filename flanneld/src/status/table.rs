@@ -183,11 +183,15 @@ fn carried(device: &CarriedDevice, rows: &mut Rows<'_, '_>) -> fmt::Result {
     if counters.unbatched > 0 {
         rows.row("unbatched", format_args!("{} packets were sent one by one or in fragments", counters.unbatched))?;
     }
-    let by_reason = Dropped::ALL.map(|reason| (reason.name(), counters.dropped(reason)));
-    for (reason, count) in by_reason.into_iter().chain([(Counters::OVERFLOWED, counters.overflowed)]) {
+    for reason in Dropped::ALL {
+        let count = counters.dropped(reason);
         if count > 0 {
-            rows.row("dropped", format_args!("{count} packets: {reason}"))?;
+            rows.row("packets", format_args!("{count} dropped ({}): {reason}", reason.name()))?;
         }
+    }
+    if counters.overflowed > 0 {
+        let (count, name) = (counters.overflowed, Counters::OVERFLOWED);
+        rows.row("packets", format_args!("{count} dropped ({name}): received faster than they were carried"))?;
     }
     limitations.iter().try_for_each(|it| rows.row("limited", format_args!("{}: {}", it.what, it.cause)))
 }
