@@ -1,15 +1,22 @@
 //! Requests to the running agent, at its HTTP address.
 
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use axum::http::{Request, StatusCode, header};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::output::Format;
 
-/// Longer than the agent needs for any answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a request may take, up to the last byte of the answer: an agent serves a connection no longer.
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// More than the size of any answer of an agent, in bytes.
-const MOST: u64 = 64 << 20;
+const MOST: usize = 64 << 20;
 
 /// Text for people, as a value of the `Accept` header.
 pub(crate) const TEXT: &str = "text/plain";
@@ -38,13 +45,19 @@ pub(crate) enum ClientError {
     },
     #[error("another program than flanneld answers at {0}: check -metrics-ip and -metrics-port")]
     NotOurs(SocketAddr),
+    #[error("the agent at {addr} did not finish its answer: try again")]
+    Incomplete {
+        addr: SocketAddr,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("{0}")]
     Refused(String),
 }
 
 /// Returns whether the agent is ready.
-pub(crate) fn is_ready(addr: SocketAddr) -> Result<bool, ClientError> {
-    match ask(addr, "/readyz", TEXT) {
+pub(crate) async fn is_ready(addr: SocketAddr) -> Result<bool, ClientError> {
+    match ask(addr, "/readyz", TEXT).await {
         Ok(_) => Ok(true),
         Err(ClientError::Refused(_)) => Ok(false),
         Err(error) => Err(error),
@@ -52,14 +65,16 @@ pub(crate) fn is_ready(addr: SocketAddr) -> Result<bool, ClientError> {
 }
 
 /// Requests `path` and returns its body, in the format `accept` ([`TEXT`], [`WIDE`], [`JSON`]) if the page has several.
-pub(crate) fn ask(addr: SocketAddr, path: &str, accept: &str) -> Result<String, ClientError> {
+pub(crate) async fn ask(addr: SocketAddr, path: &str, accept: &str) -> Result<String, ClientError> {
     let addr = reachable(addr);
-    let answer = exchange(addr, path, accept).map_err(|source| ClientError::Unreachable { addr, source })?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or(ClientError::NotOurs(addr))?;
-    let code = head.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)).ok_or(ClientError::NotOurs(addr))?;
+    let (code, body) = timeout(TIMEOUT, exchange(addr, path, accept)).await.unwrap_or_else(|late| {
+        Err(ClientError::Unreachable { addr, source: io::Error::new(io::ErrorKind::TimedOut, late) })
+    })?;
     match code {
-        "200" => Ok(body.to_owned()),
-        "400" | "404" | "503" if !body.is_empty() => Err(ClientError::Refused(body.trim_end().to_owned())),
+        StatusCode::OK => Ok(body),
+        StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::SERVICE_UNAVAILABLE if !body.is_empty() => {
+            Err(ClientError::Refused(body.trim_end().to_owned()))
+        }
         _ => Err(ClientError::NotOurs(addr)),
     }
 }
@@ -70,18 +85,23 @@ pub(crate) fn escape(text: &str) -> String {
     text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
-/// HTTP/1.0: the end of the connection is the end of the body.
-fn exchange(addr: SocketAddr, path: &str, accept: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {addr}\r\nAccept: {accept}\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.take(MOST).read_to_string(&mut answer)?;
-    if answer.len() as u64 == MOST {
-        return Err(io::Error::other("its answer is longer than any of an agent"));
-    }
-    Ok(answer)
+async fn exchange(addr: SocketAddr, path: &str, accept: &str) -> Result<(StatusCode, String), ClientError> {
+    let unreachable = |source| ClientError::Unreachable { addr, source };
+    let stream = TcpStream::connect(addr).await.map_err(unreachable)?;
+    let failed = |error: hyper::Error| match error.is_parse() {
+        true => ClientError::NotOurs(addr),
+        false => ClientError::Incomplete { addr, source: error.into() },
+    };
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    // Ends with the connection, or with the runtime of this command. Its error is that of the answer.
+    tokio::spawn(connection);
+    let request = Request::get(path).header(header::HOST, addr.to_string()).header(header::ACCEPT, accept);
+    let request = request.body(Body::empty()).map_err(|error| unreachable(io::Error::other(error)))?;
+    let (head, body) = sender.send_request(request).await.map_err(failed)?.into_parts();
+    let incomplete = |source| ClientError::Incomplete { addr, source };
+    let body = to_bytes(Body::new(body), MOST).await.map_err(|error| incomplete(error.into()))?;
+    let text = String::from_utf8(body.into()).map_err(|_| ClientError::NotOurs(addr))?;
+    Ok((head.status, text))
 }
 
 /// Replaces an unspecified address by the loopback address, at which such an agent can be reached.
@@ -96,6 +116,9 @@ fn reachable(addr: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
 
     #[test]
@@ -103,5 +126,47 @@ mod tests {
         assert_eq!(escape("/a b/10.5.1.0-24&x"), "%2Fa%20b%2F10.5.1.0-24%26x");
         assert_eq!(reachable("0.0.0.0:80".parse().unwrap()), "127.0.0.1:80".parse().unwrap());
         assert_eq!(reachable("[::]:80".parse().unwrap()), "[::1]:80".parse().unwrap());
+    }
+
+    /// Asks a program that sends `answer` and closes the connection.
+    async fn answered(answer: &'static [u8]) -> Result<String, ClientError> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let program = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let request = stream.read(&mut [0; 1024]).await.unwrap();
+            assert!(request > 0);
+            stream.write_all(answer).await.unwrap();
+        };
+        tokio::join!(ask(addr, "/status", JSON), program).0
+    }
+
+    #[tokio::test]
+    async fn only_a_whole_answer_of_an_agent_is_one() {
+        let whole = answered(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n{}\n").await;
+        assert_eq!(whole.unwrap(), "{}\n");
+        let refused = answered(b"HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\nnone").await;
+        assert!(matches!(refused, Err(ClientError::Refused(text)) if text == "none"));
+        for cut in [
+            &b""[..],
+            b"HTTP/1.1 200 OK\r\ncontent-le",
+            b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}\n",
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\n{}\n\r\n",
+        ] {
+            let answer = answered(cut).await;
+            assert!(matches!(answer, Err(ClientError::Incomplete { .. })), "{cut:?}: {answer:?}");
+        }
+        for other in [&b"SSH-2.0-OpenSSH_9.2\r\n"[..], b"HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n"] {
+            let answer = answered(other).await;
+            assert!(matches!(answer, Err(ClientError::NotOurs(_))), "{other:?}: {answer:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_has_ten_seconds() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let answer = ask(addr, "/status", JSON).await;
+        assert!(matches!(answer, Err(ClientError::Unreachable { .. })), "{answer:?}");
     }
 }

@@ -72,7 +72,8 @@ struct Version {
 /// Prints the running agent's status. The exit code is success if the agent is ready.
 pub(crate) fn status(options: &Options) -> Result<u8, CommandError> {
     follow(options, "/status")?;
-    Ok(if client::is_ready(address(options)?)? { exit::SUCCESS } else { exit::FAILURE })
+    let is_ready = block_on(client::is_ready(address(options)?))?;
+    Ok(if is_ready { exit::SUCCESS } else { exit::FAILURE })
 }
 
 /// Prints the records of the other nodes.
@@ -85,7 +86,7 @@ pub(crate) fn peers(options: &Options) -> Result<u8, CommandError> {
 pub(crate) fn explain(options: &Options, peer: &str) -> Result<u8, CommandError> {
     let format = options.output.format;
     let path = format!("/explain?peer={}", client::escape(peer));
-    print(format, &client::ask(address(options)?, &path, client::accepting(format))?)
+    print(format, &block_on(client::ask(address(options)?, &path, client::accepting(format)))?)
 }
 
 /// Prints what a start would change.
@@ -142,7 +143,7 @@ const EVERY: Duration = Duration::from_secs(1);
 fn follow(options: &Options, path: &str) -> Result<(), CommandError> {
     let Output { format, repeat } = options.output;
     let (addr, screen) = (address(options)?, Screen::of_stdout(format));
-    let ask = || client::ask(addr, path, client::accepting(format));
+    let ask = || block_on(client::ask(addr, path, client::accepting(format)));
     let mut shown = ask()?;
     let mut is_read = output::write(&screen.render(&shown)).map_err(CommandError::Output)?;
     while is_read && repeat == Repeat::OnChange {
@@ -159,7 +160,7 @@ fn follow(options: &Options, path: &str) -> Result<(), CommandError> {
 }
 
 /// Returns what is printed instead of an answer.
-fn unanswered(format: Format, error: &ClientError) -> String {
+fn unanswered(format: Format, error: &CommandError) -> String {
     match format {
         Format::Json => format!("{}\n", serde_json::json!({ "error": chain(error) })),
         Format::Table | Format::Wide => format!("{}\n", chain(error)),
@@ -175,9 +176,9 @@ fn address(options: &Options) -> Result<SocketAddr, CommandError> {
     options.metrics.map(|metrics| metrics.addr).ok_or(CommandError::NoAddress)
 }
 
-fn block_on<T>(work: impl Future<Output = Result<T, CommandError>>) -> Result<T, CommandError> {
+fn block_on<T, E: Into<CommandError>>(work: impl Future<Output = Result<T, E>>) -> Result<T, CommandError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(CommandError::Runtime)?.block_on(work)
+    runtime.map_err(CommandError::Runtime)?.block_on(work).map_err(Into::into)
 }
 
 /// Prints a table.

@@ -103,7 +103,7 @@ impl fmt::Display for Report {
 pub(crate) async fn examine(options: &Options, warnings: &[String]) -> Report {
     let variable = |found: &String| Finding::new("environment", Severity::Warning, found, "correct or remove it");
     let mut findings: Vec<_> = warnings.iter().map(variable).collect();
-    let (running, finding) = running::ask(options);
+    let (running, finding) = running::ask(options).await;
     findings.extend([finding, privilege()]);
     findings.extend(running::others(options, running.as_ref()));
     findings.extend(running.as_ref().map(running::identity));

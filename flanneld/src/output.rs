@@ -62,6 +62,8 @@ pub(crate) struct Screen {
     /// The column at which lines are broken.
     width: Option<usize>,
     colours: Colours,
+    /// Whether the screen is cleared before a table is shown again.
+    is_cleared: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,12 +80,14 @@ impl Screen {
     pub(crate) fn of_stdout(format: Format) -> Self {
         let is_terminal = io::stdout().is_terminal() && format != Format::Json;
         let width = terminal_size_of(io::stdout()).map(|(Width(width), _)| usize::from(width));
+        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let is_screen = is_terminal && !is_dumb;
         // https://no-color.org
-        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
-            || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self {
             width: width.filter(|_| is_terminal && format == Format::Table),
-            colours: if is_terminal && !refused { Colours::On } else { Colours::Off },
+            colours: if is_screen && !refused { Colours::On } else { Colours::Off },
+            is_cleared: is_screen,
         }
     }
 
@@ -107,10 +111,7 @@ impl Screen {
 
     /// Returns what clears the screen before a table is shown again; on other outputs an empty line separates them.
     pub(crate) fn separator(self) -> &'static str {
-        match self.colours {
-            Colours::On => "\x1b[H\x1b[2J",
-            Colours::Off => "\n",
-        }
+        if self.is_cleared { "\x1b[H\x1b[2J" } else { "\n" }
     }
 }
 
@@ -231,16 +232,16 @@ mod tests {
 
     #[test]
     fn on_a_terminal_rows_are_broken_in_their_last_column_and_states_have_colours() {
-        let screen = Screen { width: Some(40), colours: Colours::Off };
+        let screen = Screen { width: Some(40), colours: Colours::Off, is_cleared: false };
         let row = "store        etcd at http://10.0.0.1:2379 is lost";
         let shown = screen.render(row);
         assert_eq!(shown, "store        etcd at\n             http://10.0.0.1:2379 is\n             lost\n");
         let narrow = Screen { width: Some(20), ..screen };
         assert_eq!(narrow.render(row), format!("{row}\n"));
-        let colours = Screen { width: None, colours: Colours::On };
+        let colours = Screen { width: None, colours: Colours::On, is_cleared: false };
         assert_eq!(colours.render("state  not ready"), "state  \x1b[31mnot ready\x1b[0m\n");
         assert_eq!(colours.render("SUBNET  NODE"), "\x1b[1mSUBNET\x1b[0m  \x1b[1mNODE\x1b[0m\n");
-        let plain = Screen { width: None, colours: Colours::Off };
+        let plain = Screen { width: None, colours: Colours::Off, is_cleared: false };
         assert_eq!(plain.render("a  ready\n\x1b[2J"), "a  ready\n\\u001b[2J\n");
     }
 }

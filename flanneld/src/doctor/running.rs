@@ -20,11 +20,11 @@ pub(super) struct Running {
 }
 
 /// Asks the running agent.
-pub(super) fn ask(options: &Options) -> (Option<Running>, Finding) {
+pub(super) async fn ask(options: &Options) -> (Option<Running>, Finding) {
     let Some(metrics) = options.metrics else {
         return (None, Finding::ok("agent", "not asked: -metrics-port is 0"));
     };
-    let answer = match client::ask(metrics.addr, "/status", client::JSON) {
+    let answer = match client::ask(metrics.addr, "/status", client::JSON).await {
         Ok(text) => serde_json::from_str::<Value>(&text).map_err(|_| ClientError::NotOurs(metrics.addr)),
         Err(error) => Err(error),
     };
