@@ -22,10 +22,10 @@ use crate::directories::{self, DirectoryError};
 use crate::firewall::Keeper;
 use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::options::{Capabilities, Options, Place as StorePlace};
+use crate::options::{Capabilities, Options, StoreLocation};
 use crate::privileges::{self, PrivilegeError};
-use crate::serve::{self, ListenError, Place, Shown};
-use crate::status::Surroundings;
+use crate::serve::{self, ListenError, ServeAddress, Shown};
+use crate::status::ProgramInfo;
 use crate::stores::{self, NodeStatus, StoreError};
 use crate::{chain, condition, config_keys, credentials, exit, notify, signals};
 use flannel_core::firewall_keeper::RulesState;
@@ -77,7 +77,7 @@ pub(crate) fn run(options: &Options, flags: &str, warnings: &[String]) -> Result
     privileges::check()?;
     options.cni.check()?;
     directories::prepare(options)?;
-    let places = Places::take(options)?;
+    let places = ServeAddresses::take(options)?;
     if options.capabilities == Capabilities::Drop {
         privileges::reduce()?;
     }
@@ -89,8 +89,8 @@ pub(crate) fn run(options: &Options, flags: &str, warnings: &[String]) -> Result
     for warning in warnings.iter().chain(&places.warning) {
         tracing::warn!(target: "flannel::agent", "{warning}");
     }
-    if let StorePlace::Etcd(config) = &options.store.place {
-        credentials::doubts(config).iter().for_each(|doubt| tracing::warn!(target: "flannel::store", "{doubt}"));
+    if let StoreLocation::Etcd(config) = &options.store.location {
+        credentials::warnings(config).iter().for_each(|warning| tracing::warn!(target: "flannel::store", "{warning}"));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AgentError::Threads)?;
     let outcome = runtime.block_on(supervise(options, places, &log, cancel));
@@ -101,18 +101,19 @@ pub(crate) fn run(options: &Options, flags: &str, warnings: &[String]) -> Result
 }
 
 /// The addresses at which pages are served.
-struct Places {
-    health: Option<Place>,
-    operator: Option<Place>,
+struct ServeAddresses {
+    health: Option<ServeAddress>,
+    operator: Option<ServeAddress>,
     warning: Option<String>,
 }
 
-impl Places {
+impl ServeAddresses {
     fn take(options: &Options) -> Result<Self, ListenError> {
-        let health = options.healthz.map(|addr| Place::take(addr, "-healthz-ip and -healthz-port")).transpose()?;
+        let health =
+            options.healthz.map(|addr| ServeAddress::take(addr, "-healthz-ip and -healthz-port")).transpose()?;
         let mut places = Self { health, operator: None, warning: None };
         if let Some(metrics) = options.metrics {
-            let place = Place::take(metrics.addr, "-metrics-ip and -metrics-port");
+            let place = ServeAddress::take(metrics.addr, "-metrics-ip and -metrics-port");
             let place = place.and_then(|place| {
                 places.health.iter().try_for_each(|health| place.check_beside(health))?;
                 Ok(place)
@@ -129,8 +130,13 @@ impl Places {
     }
 }
 
-async fn supervise(options: &Options, places: Places, log: &Log, cancel: CancellationToken) -> Result<(), AgentError> {
-    let store = stores::open(&options.store).await?.kept_in(options.state_file.as_ref());
+async fn supervise(
+    options: &Options,
+    places: ServeAddresses,
+    log: &Log,
+    cancel: CancellationToken,
+) -> Result<(), AgentError> {
+    let store = stores::open(&options.store).await?.with_state_file(options.state_file.as_ref());
     let (kept, node) = (store.state.clone(), store.node.clone());
     let plane = UdpDataPlane::new();
     let carried = plane.observer();
@@ -144,7 +150,7 @@ async fn supervise(options: &Options, places: Places, log: &Log, cancel: Cancell
     let shown = Arc::new(Shown {
         handle: handle.clone(),
         rules: rules.clone(),
-        around: Surroundings {
+        info: ProgramInfo {
             overlay: options.overlay.to_string(),
             store: store.name,
             subnet_file: options.subnet_file.display().to_string(),

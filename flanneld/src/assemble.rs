@@ -16,7 +16,7 @@ use flannel_core::overlay::{BuildError, Masquerade, MissingUplink, Overlay, Subn
 
 use crate::blackhole::Blackhole;
 use crate::firewall::{self, GUARDED_BY_DEFAULT};
-use crate::options::{FirewallOptions, Options, Place, PortGuard};
+use crate::options::{FirewallOptions, Options, PortGuard, StoreLocation};
 use crate::stores::Opened;
 
 /// The available backends.
@@ -49,9 +49,9 @@ pub(crate) fn assemble(
     // The configuration is known here, and no lease is acquired yet.
     let check = move |config: &NetworkConfig| if writes_rules { check_rules(rules, config) } else { Ok(()) };
     // In Kubernetes an annotation of the Node takes precedence over the flags; the store has both, and decides.
-    let public = match options.store.place {
-        Place::Kube(_) => Dual::default(),
-        Place::Dir { .. } | Place::Etcd(_) => options.public,
+    let public = match options.store.location {
+        StoreLocation::Kube(_) => Dual::default(),
+        StoreLocation::Dir { .. } | StoreLocation::Etcd(_) => options.public,
     };
     Ok(Overlay::builder()
         .name(options.overlay.clone())

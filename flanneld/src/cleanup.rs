@@ -40,7 +40,7 @@ pub(crate) async fn cleanup(options: &Options) -> Result<(Report, Option<Command
     }
     // The operator may have removed certificates or the directory already.
     let store = stores::open(&options.store).await;
-    let store = store.unwrap_or_else(|error| stores::out_of_reach(&options.store, error));
+    let store = store.unwrap_or_else(|error| stores::unavailable(&options.store, error));
     let overlay = assemble(options, &store, MissingUplink::Fail, UdpDataPlane::new())?;
     let dry_run = options.cleanup.dry_run;
     let removed = if dry_run { overlay.preview_removal().await? } else { overlay.remove().await? };
@@ -64,7 +64,7 @@ pub(crate) async fn cleanup(options: &Options) -> Result<(Report, Option<Command
         report.rules = 0;
         failed.get_or_insert(error.into());
     }
-    let erased = store.kept_in(options.state_file.as_ref()).state.map_or(Ok(()), |kept| kept.erase());
+    let erased = store.with_state_file(options.state_file.as_ref()).state.map_or(Ok(()), |kept| kept.erase());
     let deleted = conflist.as_deref().map_or(Ok(()), files::remove);
     for (path, outcome) in [(state, erased), (conflist, deleted)] {
         match outcome {

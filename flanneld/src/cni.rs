@@ -56,18 +56,15 @@ impl Configuration {
 impl Cni {
     /// Reads the flags. No file is read: commands beside the agent need none.
     pub(crate) fn read(values: &Values, beside: impl FnOnce() -> PathBuf) -> Result<Self, UsageError> {
-        let path = |name| Some(values.text(name)).filter(|text| !text.is_empty()).map(PathBuf::from);
-        let needs = |name, other: &str| match path(name) {
-            Some(_) => Err(UsageError::value(name, values.text(name), format!("it needs -{other}"))),
-            None => Ok(()),
+        let plugin = match (values.path("cni-bin-dir"), values.path("cni-plugin")) {
+            (Some(directory), source) => Some(Plugin { source: source.unwrap_or_else(beside), directory }),
+            (None, Some(_)) => return Err(UsageError::requires("cni-plugin", "cni-bin-dir")),
+            (None, None) => None,
         };
-        let plugin = match path("cni-bin-dir") {
-            Some(directory) => Some(Plugin { source: path("cni-plugin").unwrap_or_else(beside), directory }),
-            None => needs("cni-plugin", "cni-bin-dir").map(|()| None)?,
-        };
-        let configuration = match path("cni-conf-dir") {
-            Some(directory) => Some(Configuration { source: path("cni-conf"), directory }),
-            None => needs("cni-conf", "cni-conf-dir").map(|()| None)?,
+        let configuration = match (values.path("cni-conf-dir"), values.path("cni-conf")) {
+            (Some(directory), source) => Some(Configuration { source, directory }),
+            (None, Some(_)) => return Err(UsageError::requires("cni-conf", "cni-conf-dir")),
+            (None, None) => None,
         };
         Ok(Self { plugin, configuration })
     }

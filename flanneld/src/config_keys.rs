@@ -9,7 +9,7 @@ use flannel_core::config::NetworkConfig;
 use flannel_core::overlay::Handle;
 use flannel_core::text::Plain;
 
-use crate::flags::near;
+use crate::flags::{near, suggestion};
 
 /// Logs a warning for each such key, once the configuration is known.
 pub(crate) async fn warn(handle: Handle) {
@@ -30,7 +30,7 @@ pub(crate) fn ignored(config: &NetworkConfig) -> Vec<String> {
         _ => return Vec::new(),
     };
     let sentence = |path: String, of: &str, key: &str, known: &[&'static str]| {
-        let hint = near(key, known.iter().copied()).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
+        let hint = suggestion(&near(key, known.iter().copied()));
         format!("unknown key {path}{of} has no effect{hint}")
     };
     let document = &config.ignored;

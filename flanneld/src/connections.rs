@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 const MOST_CONNECTIONS: usize = 16;
 /// How long a new connection may take to send data before it may be ended in favour of another one. A client that sends
 /// its request at once is therefore answered, however many others connect.
-const SPARED: Duration = Duration::from_millis(2);
+const FIRST_READ_TIMEOUT: Duration = Duration::from_millis(2);
 /// How long a connection may last, up to the last byte of the answer. It serves one request.
 const LIFETIME: Duration = Duration::from_secs(10);
 /// The largest head of a request, in bytes. The HTTP library accepts no smaller limit.
@@ -82,7 +82,7 @@ impl Open {
             let Some(connection) = self.connections.get(nth) else { return };
             if !connection.progress.was_read.load(Ordering::Relaxed) {
                 // Meanwhile its request may be read, or other connections may end.
-                let _ = timeout(SPARED, connection.progress.changed.notified()).await;
+                let _ = timeout(FIRST_READ_TIMEOUT, connection.progress.changed.notified()).await;
                 continue;
             }
             let mut connection = self.connections.remove(nth);
@@ -144,7 +144,7 @@ async fn answer(stream: TcpStream, router: Router, progress: Arc<Progress>) {
         pages.call(request)
     });
     let serve = async {
-        let _ = timeout(SPARED, stream.readable()).await;
+        let _ = timeout(FIRST_READ_TIMEOUT, stream.readable()).await;
         let mut serving = pin!(server.serve_connection(TokioIo::new(stream), service));
         let first = poll!(serving.as_mut());
         progress.was_read.store(true, Ordering::Relaxed);

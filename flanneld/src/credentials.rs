@@ -42,7 +42,7 @@ pub(crate) fn check(config: &Config) -> Result<(), CredentialError> {
 
 /// Returns what time makes or will make unusable, and what only etcd rejects. The agent starts nevertheless: with a state
 /// file it needs no etcd.
-pub(crate) fn doubts(config: &Config) -> Vec<CredentialError> {
+pub(crate) fn warnings(config: &Config) -> Vec<CredentialError> {
     let Some(tls) = &config.tls else { return Vec::new() };
     let authorities = tls.ca.iter().map(|path| (CA, path, Purpose::Authority));
     let client = tls.client.iter().map(|client| (CERTIFICATE, &client.certificate, Purpose::Client));
@@ -51,7 +51,7 @@ pub(crate) fn doubts(config: &Config) -> Vec<CredentialError> {
         let judged = match purpose {
             // One good authority may be enough.
             Purpose::Authority => &*found,
-            // The rest are authorities between the two.
+            // The others are intermediate authorities.
             Purpose::Client => &found[..found.len().min(1)],
         };
         let faults: Option<Vec<_>> = judged.iter().map(|der| fault(der, purpose, ASN1Time::now())).collect();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use crate::command_table::{COMMANDS, Command};
 use crate::flag_table::{self, Flag, Kind, find, flags};
@@ -47,6 +48,11 @@ pub(crate) enum UsageError {
 }
 
 impl UsageError {
+    /// The flag `name` has no effect without `other`.
+    pub(crate) fn requires(name: &str, other: &str) -> Self {
+        Self::Combination(format!("-{name} requires -{other}"))
+    }
+
     /// A value of the right form that is not allowed.
     pub(crate) fn value(name: &str, value: &str, problem: impl ToString) -> Self {
         Self::Value { place: place(name), value: value.to_owned(), problem: problem.to_string() }
@@ -70,7 +76,8 @@ fn place(name: &str) -> String {
     variable.map_or_else(|| format!("-{name}"), |variable| format!("-{name} (or {variable})"))
 }
 
-fn suggestion(near: &Option<&'static str>) -> String {
+/// Returns what an error says about a similar name.
+pub(crate) fn suggestion(near: &Option<&'static str>) -> String {
     near.map(|near| format!(" (did you mean {near}?)")).unwrap_or_default()
 }
 
@@ -191,6 +198,16 @@ impl Values {
     pub(crate) fn text(&self, name: &str) -> &str {
         let given = self.0.get(name).and_then(|texts| texts.last()).map(String::as_str);
         given.or_else(|| find(name).map(|flag| flag.default)).unwrap_or_default()
+    }
+
+    /// Returns the flag's text, if it is not empty.
+    pub(crate) fn non_empty(&self, name: &str) -> Option<&str> {
+        Some(self.text(name)).filter(|text| !text.is_empty())
+    }
+
+    /// Returns the flag's text as a path, if it is not empty.
+    pub(crate) fn path(&self, name: &str) -> Option<PathBuf> {
+        self.non_empty(name).map(PathBuf::from)
     }
 
     /// Returns the texts of a flag that may be repeated.
@@ -321,7 +338,7 @@ mod tests {
             let error = line(text).unwrap_err().to_string();
             assert!(error.contains(hint), "{text}: {error}");
         }
-        // After a command it may be an operand, and Go's syntax has a word end nothing but the flags.
+        // After a command it may be an operand. A switch before a word takes no value, as in Go.
         assert_eq!(line("explain -json no").unwrap().words, ["explain", "no"]);
         assert_eq!(line("-ip-masq status").unwrap().words, ["status"]);
         for text in ["-ip-masq=yes", "-ip-masq=", "-ip-masq=tRUE"] {

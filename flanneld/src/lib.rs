@@ -23,7 +23,7 @@ mod flags;
 #[doc(hidden)]
 pub mod fuzzing;
 mod help;
-mod last_words;
+
 mod log;
 mod malloc;
 mod metrics;
@@ -38,6 +38,7 @@ mod processes;
 mod serve;
 mod signals;
 mod status;
+mod stderr;
 mod stores;
 
 use std::process::ExitCode;
@@ -66,11 +67,11 @@ pub(crate) mod exit {
 
 /// Runs the program on the arguments and the environment of the process.
 pub fn main() -> ExitCode {
-    last_words::abort_on_panic();
+    stderr::abort_on_panic();
     let code = match start() {
         Ok(code) => code,
         Err(error) => {
-            last_words::say(format!("flanneld: {error}\nflanneld help lists all flags and commands\n"));
+            stderr::write(format!("flanneld: {error}\nflanneld help lists all flags and commands\n"));
             exit::USAGE
         }
     };
@@ -88,7 +89,7 @@ fn start() -> Result<u8, UsageError> {
     flags::check_command(&values, command)?;
     if values.bool("version") {
         // On stderr, as in Go flannel.
-        last_words::say(commands::version_line());
+        stderr::write(commands::version_line());
         return Ok(exit::SUCCESS);
     }
     match (command.map(|command| command.name), operands) {
@@ -133,7 +134,7 @@ fn print(text: &str) -> u8 {
 }
 
 fn fail(error: &CommandError) -> u8 {
-    last_words::say(format!("flanneld: {}\n", chain(error)));
+    stderr::write(format!("flanneld: {}\n", chain(error)));
     exit::FAILURE
 }
 
@@ -142,18 +143,14 @@ fn run(options: &Options, flags: &str, warnings: &[String]) -> u8 {
     match agent::run(options, flags, warnings) {
         Ok(()) => exit::SUCCESS,
         Err(error) => {
-            last_words::say(log::last_line(options.log.format, &chain(&error)));
+            stderr::write(log::last_line(options.log.format, &chain(&error)));
             error.code()
         }
     }
 }
 
-fn ignored(values: &Values) -> impl Iterator<Item = String> {
-    let given = |name: &&str| values.is_given(name);
-    ["vmodule", "log_backtrace_at"]
-        .into_iter()
-        .filter(given)
-        .map(|name| format!("-{name} has no effect"))
-        .collect::<Vec<_>>()
-        .into_iter()
+/// Returns a warning for each given flag that has no effect.
+fn ignored(values: &Values) -> Vec<String> {
+    let given = ["vmodule", "log_backtrace_at"].into_iter().filter(|name| values.is_given(name));
+    given.map(|name| format!("-{name} has no effect")).collect()
 }

@@ -29,10 +29,10 @@ pub(crate) async fn follow(mut handle: Handle, mut rules: watch::Receiver<RulesS
             let status = handle.status();
             let degraded = status.degraded().map(tracing::field::display);
             tracing::info!(target: "flannel::agent", peers = status.peers.accepted, degraded, "ready");
-            tell(Told::Ready).await;
+            send(Notification::Ready).await;
         }
         if line != told {
-            tell(Told::Status(line.clone())).await;
+            send(Notification::Status(line.clone())).await;
             told = line;
         }
         if ended {
@@ -65,23 +65,23 @@ pub(crate) async fn watchdog() {
     let mut ticks = tokio::time::interval(Duration::from_micros((micros / 2).max(1000)));
     loop {
         ticks.tick().await;
-        tell(Told::Watchdog).await;
+        send(Notification::Watchdog).await;
     }
 }
 
 pub(crate) async fn stopping() {
-    tell(Told::Stopping).await;
+    send(Notification::Stopping).await;
 }
 
 /// A notification.
-enum Told {
+enum Notification {
     Ready,
     Status(String),
     Watchdog,
     Stopping,
 }
 
-impl Told {
+impl Notification {
     fn state(&self) -> NotifyState<'_> {
         match self {
             Self::Ready => NotifyState::Ready,
@@ -94,8 +94,8 @@ impl Told {
 
 /// Sends a notification to the supervisor. If the supervisor does not read it, only a separate thread waits, not the
 /// agent.
-async fn tell(told: Told) {
-    let sent = tokio::task::spawn_blocking(move || sd_notify::notify(false, &[told.state()])).await;
+async fn send(notification: Notification) {
+    let sent = tokio::task::spawn_blocking(move || sd_notify::notify(false, &[notification.state()])).await;
     if let Ok(Err(error)) = sent {
         tracing::warn!(target: "flannel::agent", %error, "cannot notify the supervisor");
     }

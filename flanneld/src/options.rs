@@ -17,7 +17,7 @@ use flannel_subnet_kube::{Access, AnnotationPrefix, NodeName};
 
 use crate::blackhole::Routes;
 use crate::cni::{self, Cni};
-use crate::flags::{UsageError, Values, near};
+use crate::flags::{UsageError, Values, near, suggestion};
 use crate::output::Output;
 
 /// Replaces a value that may contain a password.
@@ -57,14 +57,14 @@ pub(crate) struct Cleanup {
 /// The lease store and the time to live of its leases.
 #[derive(Debug, Clone)]
 pub(crate) struct StoreOptions {
-    pub(crate) place: Place,
+    pub(crate) location: StoreLocation,
     /// How long a lease of this node lasts.
     pub(crate) ttl: Duration,
 }
 
 /// The lease store.
 #[derive(Debug, Clone)]
-pub(crate) enum Place {
+pub(crate) enum StoreLocation {
     /// The embedded store.
     Dir {
         dir: PathBuf,
@@ -188,12 +188,12 @@ impl Options {
             .map_err(|error| UsageError::value("overlay-name", values.text("overlay-name"), error))?;
         let store = StoreOptions::read(values, public, variable, hostname)?;
         Ok(Self {
-            state_file: state_file(values, &store.place, &overlay),
+            state_file: state_file(values, &store.location, &overlay),
             overlay,
             uplink: match uplink(values)? {
                 Some(uplink) => uplink,
                 // An annotation of the Node may give another address, which then selects the interface.
-                None if matches!(store.place, Place::Kube(_)) => Select::DefaultRoute,
+                None if matches!(store.location, StoreLocation::Kube(_)) => Select::DefaultRoute,
                 None => Select::implied_by(&public),
             },
             store,
@@ -225,7 +225,7 @@ impl StoreOptions {
         hostname: String,
     ) -> Result<Self, UsageError> {
         let minutes = values.number("subnet-lease-ttl", 2, 43_200)?;
-        let place = match (values.is_given("subnet-dir"), values.bool("kube-subnet-mgr")) {
+        let location = match (values.is_given("subnet-dir"), values.bool("kube-subnet-mgr")) {
             (true, true) => {
                 return Err(UsageError::value(
                     "subnet-dir",
@@ -240,12 +240,12 @@ impl StoreOptions {
                     (given, _) => given.to_owned(),
                 };
                 let node = NodeIdentity::new(&node).map_err(|error| UsageError::value("node-name", &node, error))?;
-                Place::Dir { dir: path(values, "subnet-dir")?, node }
+                StoreLocation::Dir { dir: path(values, "subnet-dir")?, node }
             }
-            (false, true) => Place::Kube(Box::new(kube(values, public, variable)?)),
-            (false, false) => Place::Etcd(Box::new(etcd(values)?)),
+            (false, true) => StoreLocation::Kube(Box::new(kube(values, public, variable)?)),
+            (false, false) => StoreLocation::Etcd(Box::new(etcd(values)?)),
         };
-        Ok(Self { place, ttl: Duration::from_secs(u64::from(minutes) * 60) })
+        Ok(Self { location, ttl: Duration::from_secs(u64::from(minutes) * 60) })
     }
 }
 
@@ -254,11 +254,10 @@ fn kube(
     public: Dual<IpAddr>,
     variable: impl Fn(&str) -> Option<String>,
 ) -> Result<KubeOptions, UsageError> {
-    let given = |name| Some(values.text(name)).filter(|text| !text.is_empty());
     let mut access = Access::in_cluster();
-    access.kubeconfig = given("kubeconfig-file").map(PathBuf::from);
-    access.url = given("kube-api-url").map(str::to_owned);
-    let node = NodeName::of(|name| match (name, given("node-name")) {
+    access.kubeconfig = values.path("kubeconfig-file");
+    access.url = values.non_empty("kube-api-url").map(str::to_owned);
+    let node = NodeName::of(|name| match (name, values.non_empty("node-name")) {
         ("NODE_NAME", Some(node)) => Some(node.to_owned()),
         _ => variable(name),
     });
@@ -278,19 +277,18 @@ fn etcd(values: &Values) -> Result<flannel_subnet_etcd::Config, UsageError> {
     let mut config = flannel_subnet_etcd::Config::new(values.text("etcd-endpoints").split(',').map(str::trim));
     config.prefix = KeyPrefix::new(values.text("etcd-prefix"))
         .map_err(|error| UsageError::value("etcd-prefix", values.text("etcd-prefix"), error))?;
-    let file = |name| Some(values.text(name)).filter(|text| !text.is_empty()).map(PathBuf::from);
-    let client = match (file("etcd-certfile"), file("etcd-keyfile")) {
+    let client = match (values.path("etcd-certfile"), values.path("etcd-keyfile")) {
         (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
         (None, None) => None,
-        (Some(_), None) => return Err(requires("etcd-certfile", "-etcd-keyfile")),
-        (None, Some(_)) => return Err(requires("etcd-keyfile", "-etcd-certfile")),
+        (Some(_), None) => return Err(UsageError::requires("etcd-certfile", "etcd-keyfile")),
+        (None, Some(_)) => return Err(UsageError::requires("etcd-keyfile", "etcd-certfile")),
     };
-    let ca = file("etcd-cafile");
+    let ca = values.path("etcd-cafile");
     if ca.is_some() || client.is_some() {
         let tls = config.tls.insert(Tls::default());
         (tls.ca, tls.client) = (ca, client);
     }
-    let password = match (file("etcd-password-file"), values.text("etcd-password")) {
+    let password = match (values.path("etcd-password-file"), values.text("etcd-password")) {
         (Some(_), text) if !text.is_empty() => {
             let text = "give -etcd-password-file or -etcd-password, not both";
             return Err(UsageError::Combination(text.to_owned()));
@@ -302,10 +300,10 @@ fn etcd(values: &Values) -> Result<flannel_subnet_etcd::Config, UsageError> {
     let user = values.text("etcd-username");
     config.credentials = match (user, password) {
         ("", None) => None,
-        ("", Some(Password::File(_))) => return Err(requires("etcd-password-file", "-etcd-username")),
-        ("", Some(_)) => return Err(requires("etcd-password", "-etcd-username")),
+        ("", Some(Password::File(_))) => return Err(UsageError::requires("etcd-password-file", "etcd-username")),
+        ("", Some(_)) => return Err(UsageError::requires("etcd-password", "etcd-username")),
         (user, Some(password)) => Some(Credentials { user: user.to_owned(), password }),
-        (_, None) => return Err(requires("etcd-username", "-etcd-password or -etcd-password-file")),
+        (_, None) => return Err(UsageError::requires("etcd-username", "etcd-password or -etcd-password-file")),
     };
     if values.bool("etcd-allow-clear-text-credentials") {
         config.clear_text = ClearText::AllowCredentials;
@@ -320,11 +318,6 @@ fn etcd(values: &Values) -> Result<flannel_subnet_etcd::Config, UsageError> {
         // Other errors concern several flags, and are reported when the store is opened.
         _ => Ok(config),
     }
-}
-
-/// `name` was given without the flag that it requires.
-fn requires(name: &str, required: &str) -> UsageError {
-    UsageError::Combination(format!("-{name} requires {required}"))
 }
 
 /// Returns the interface selection in Go flannel's order: each -iface, each -iface-regex, -iface-can-reach; the first
@@ -395,9 +388,9 @@ fn path(values: &Values, name: &'static str) -> Result<PathBuf, UsageError> {
 }
 
 /// Returns `None` for the embedded store: a directory is always available.
-fn state_file(values: &Values, place: &Place, overlay: &OverlayName) -> Option<StateFile> {
+fn state_file(values: &Values, place: &StoreLocation, overlay: &OverlayName) -> Option<StateFile> {
     let text = values.text("state-file");
-    if text.is_empty() || matches!(place, Place::Dir { .. }) {
+    if text.is_empty() || matches!(place, StoreLocation::Dir { .. }) {
         return None;
     }
     let asked_for = values.is_given("state-file");
@@ -431,7 +424,7 @@ fn log_format(values: &Values) -> Result<LogFormat, UsageError> {
 }
 
 fn one_of(name: &str, value: &str, choices: &[&'static str]) -> UsageError {
-    let hint = near(value, choices.iter().copied()).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
+    let hint = suggestion(&near(value, choices.iter().copied()));
     UsageError::value(name, value, format!("choose one of {}{hint}", choices.join(", ")))
 }
 
@@ -481,14 +474,16 @@ mod tests {
         assert_eq!(options.subnet_file, PathBuf::from("/run/flannel/subnet.env"));
         assert!(options.healthz.is_none() && options.firewall.masquerade.is_none());
         assert_eq!(options.firewall.forward, Forward::Accept);
-        let Place::Etcd(etcd) = &options.store.place else { panic!("{:?}", options.store) };
+        let StoreLocation::Etcd(etcd) = &options.store.location else { panic!("{:?}", options.store) };
         assert_eq!(etcd.endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
         assert_eq!((etcd.prefix.as_str(), options.store.ttl), ("/coreos.com/network", Duration::from_secs(86_400)));
         let kept = |args: &str| read(args).unwrap().state_file.map(|file| (file.path, file.asked_for));
         assert_eq!(kept(""), Some(("/var/lib/flannel/flannel.state".into(), false)));
         assert_eq!(kept("-overlay-name b -state-file /s"), Some(("/s".into(), true)));
         assert_eq!((kept("-state-file="), kept("-subnet-dir /d -state-file /s")), (None, None));
-        let Place::Dir { node, .. } = read("-subnet-dir /d").unwrap().store.place else { panic!("not a directory") };
+        let StoreLocation::Dir { node, .. } = read("-subnet-dir /d").unwrap().store.location else {
+            panic!("not a directory")
+        };
         assert_eq!(node.as_str(), "host-1");
         let health = read("-healthz-port=8081").unwrap().healthz.unwrap();
         assert_eq!(health, "127.0.0.1:8081".parse().unwrap());
@@ -509,9 +504,9 @@ mod tests {
             |args: &str, variables: &[(&str, &str)]| match read_with(&format!("-kube-subnet-mgr {args}"), variables)
                 .unwrap()
                 .store
-                .place
+                .location
             {
-                Place::Kube(kube) => kube.node,
+                StoreLocation::Kube(kube) => kube.node,
                 place => panic!("{place:?}"),
             };
         let named = |name: &str| NodeName::Named(NodeIdentity::new(name).unwrap());

@@ -24,7 +24,7 @@ use crate::connections;
 use crate::log::Log;
 use crate::metrics::{Clocks, Format, Metrics, Observed};
 use crate::peers::{self, Columns};
-use crate::status::{Document, Surroundings, is_ready, reasons};
+use crate::status::{Document, ProgramInfo, is_ready, reasons};
 use flannel_core::firewall_keeper::RulesState;
 
 /// The largest text page, in bytes. A longer one is cut, with a line that says so.
@@ -45,14 +45,14 @@ pub(crate) struct ListenError {
 
 /// An address to serve pages at.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct ServeAddress {
     addr: SocketAddr,
     flags: &'static str,
     /// `None` while another program has the address.
     listener: Option<TcpListener>,
 }
 
-impl Place {
+impl ServeAddress {
     /// Listens on an address, before privileges are dropped and before anything is changed. An address that another
     /// program uses is not an error: any user of the host may take a port from [`UNPRIVILEGED`], and must not prevent the
     /// agent from starting.
@@ -109,7 +109,7 @@ fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 pub(crate) struct Shown {
     pub(crate) handle: Handle,
     pub(crate) rules: watch::Receiver<RulesState>,
-    pub(crate) around: Surroundings,
+    pub(crate) info: ProgramInfo,
     pub(crate) metrics: Metrics,
     pub(crate) log: Log,
 }
@@ -118,7 +118,7 @@ impl Shown {
     /// Calls `answer` with the current status.
     fn status<T>(&self, answer: impl FnOnce(&Document<'_>) -> T) -> T {
         let (status, rules) = (self.handle.status(), self.rules.borrow().clone());
-        answer(&Document::new(&status, &rules, &self.around, SystemClock::default().now(), self.log.dropped()))
+        answer(&Document::new(&status, &rules, &self.info, SystemClock::default().now(), self.log.dropped()))
     }
 }
 
@@ -140,7 +140,7 @@ pub(crate) fn operator(shown: Arc<Shown>) -> Router {
 }
 
 /// Serves until cancelled, then finishes pending answers.
-pub(crate) async fn serve(place: Place, router: Router, cancel: CancellationToken) -> io::Result<()> {
+pub(crate) async fn serve(place: ServeAddress, router: Router, cancel: CancellationToken) -> io::Result<()> {
     let listener = tokio::select! {
         listener = place.listener() => tokio::net::TcpListener::from_std(listener)?,
         () = cancel.cancelled() => return Ok(()),
@@ -166,13 +166,13 @@ async fn metrics(State(shown): State<Arc<Shown>>, headers: HeaderMap) -> Respons
     let format = Format::accepted_by(&headers);
     let (status, rules) = (shown.handle.status(), shown.rules.borrow().clone());
     let observed = Observed {
-        overlay: &shown.around.overlay,
+        overlay: &shown.info.overlay,
         status: &status,
         rules: &rules,
         clocks: Clocks::now(),
-        stale: shown.around.is_stale(),
+        stale: shown.info.is_stale(),
         log_lines_dropped: shown.log.dropped(),
-        carried: shown.around.carried.devices(),
+        carried: shown.info.carried.devices(),
     };
     match shown.metrics.encode(&observed, format) {
         Ok(page) => ([(header::CONTENT_TYPE, format.content_type())], page).into_response(),
@@ -303,20 +303,20 @@ mod tests {
     async fn an_address_that_is_taken_is_waited_for_and_one_that_cannot_be_had_is_an_error() {
         let stranger = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = stranger.local_addr().unwrap();
-        let place = Place::take(addr, "-flag").unwrap();
+        let place = ServeAddress::take(addr, "-flag").unwrap();
         let mut waiting = std::pin::pin!(place.listener());
         let ten_minutes = std::time::Duration::from_secs(600);
         assert!(tokio::time::timeout(ten_minutes, &mut waiting).await.is_err());
         drop(stranger);
         assert_eq!(waiting.await.local_addr().unwrap(), addr);
         // An address for documentation, which no host has.
-        let error = Place::take("192.0.2.77:1".parse().unwrap(), "-flag").unwrap_err();
+        let error = ServeAddress::take("192.0.2.77:1".parse().unwrap(), "-flag").unwrap_err();
         assert_eq!(error.source.kind(), io::ErrorKind::AddrNotAvailable);
     }
 
     #[test]
     fn two_places_at_one_address_are_an_error() {
-        let place = |addr: &str| Place { addr: addr.parse().unwrap(), flags: "-flag", listener: None };
+        let place = |addr: &str| ServeAddress { addr: addr.parse().unwrap(), flags: "-flag", listener: None };
         let meet = |one: &str, other: &str| place(one).check_beside(&place(other)).is_err();
         assert!(meet("127.0.0.1:1", "127.0.0.1:1") && meet("0.0.0.0:1", "127.0.0.1:1") && meet("[::1]:1", "[::]:1"));
         assert!(!meet("127.0.0.1:1", "127.0.0.1:2") && !meet("127.0.0.1:1", "127.0.0.2:1"));

@@ -46,7 +46,7 @@ struct Store<'a> {
 }
 
 /// Facts about the program that are not in the library's status.
-pub(crate) struct Surroundings {
+pub(crate) struct ProgramInfo {
     pub(crate) overlay: String,
     pub(crate) store: String,
     pub(crate) subnet_file: String,
@@ -54,10 +54,10 @@ pub(crate) struct Surroundings {
     pub(crate) carried: Observer,
 }
 
-impl Surroundings {
+impl ProgramInfo {
     /// Whether lease and peers are those of the state file.
     pub(crate) fn is_stale(&self) -> bool {
-        self.kept.as_ref().is_some_and(|kept| kept.stands_in())
+        self.kept.as_ref().is_some_and(|kept| kept.is_in_use())
     }
 }
 
@@ -79,26 +79,26 @@ impl<'a> Document<'a> {
     pub(crate) fn new(
         status: &'a Status,
         firewall: &'a RulesState,
-        around: &'a Surroundings,
+        info: &'a ProgramInfo,
         now: BootTime,
         log_lines_dropped: u64,
     ) -> Self {
-        let kept = around.kept.as_ref();
+        let kept = info.kept.as_ref();
         Self {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
-            overlay: &around.overlay,
+            overlay: &info.overlay,
             ready: is_ready(status, firewall),
             now,
             store: Store {
-                name: &around.store,
-                stale: around.is_stale(),
+                name: &info.store,
+                stale: info.is_stale(),
                 state_file: kept.map(|kept| kept.path().display().to_string()),
                 state_file_error: kept.and_then(|kept| kept.trouble()),
             },
-            subnet_file: &around.subnet_file,
+            subnet_file: &info.subnet_file,
             firewall,
-            carried: around.carried.devices(),
+            carried: info.carried.devices(),
             log_lines_dropped,
             status,
         }

@@ -16,7 +16,7 @@ use flannel_subnet_kube::{AccessError, ConfigSource, Connection, KubeSubnets, No
 use futures_util::stream::{self, BoxStream, StreamExt};
 
 use crate::credentials::{self, CredentialError};
-use crate::options::{KubeOptions, Place, StateFile, StoreOptions};
+use crate::options::{KubeOptions, StateFile, StoreLocation, StoreOptions};
 
 /// An opened store.
 pub(crate) struct Opened {
@@ -43,7 +43,7 @@ pub(crate) struct NodeStatus {
 
 impl Opened {
     /// Keeps the store's last state in `file`.
-    pub(crate) fn kept_in(self, file: Option<&StateFile>) -> Self {
+    pub(crate) fn with_state_file(self, file: Option<&StateFile>) -> Self {
         let Some(file) = file else { return self };
         let clock = Arc::new(SystemClock::default());
         let state = Arc::new(CachedSubnets::new(self.subnets, &file.path, self.name.clone(), clock));
@@ -85,8 +85,8 @@ impl From<flannel_subnet_etcd::ConfigError> for StoreError {
 
 /// Opens the store that the options name. Sends no request to etcd or the Kubernetes API yet: they may be unavailable.
 pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
-    match &options.place {
-        Place::Dir { dir, node } => {
+    match &options.location {
+        StoreLocation::Dir { dir, node } => {
             let ttl = Ttl::After(LeaseTime::new(options.ttl)?);
             let subnets = FileSubnets::open(dir, FileOptions::default().for_node(node.clone()).with_ttl(ttl))
                 .map_err(|source| StoreError::Dir { dir: dir.display().to_string(), source })?;
@@ -99,7 +99,7 @@ pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
                 node: None,
             })
         }
-        Place::Etcd(config) => {
+        StoreLocation::Etcd(config) => {
             credentials::check(config)?;
             let ttl = flannel_subnet_etcd::Ttl::new(options.ttl)?;
             let subnets = EtcdSubnets::new(flannel_subnet_etcd::Config::clone(config).with_ttl(ttl))?;
@@ -112,7 +112,7 @@ pub(crate) async fn open(options: &StoreOptions) -> Result<Opened, StoreError> {
                 node: None,
             })
         }
-        Place::Kube(kube) => {
+        StoreLocation::Kube(kube) => {
             let (subnets, server) = kubernetes(kube).await?;
             Ok(Opened {
                 subnets: Arc::new(subnets.clone()),
@@ -136,56 +136,56 @@ pub(crate) async fn kubernetes(kube: &KubeOptions) -> Result<(KubeSubnets, Strin
 
 /// Returns a store that is always unavailable, for one that cannot be opened. A cleanup of this host works without the
 /// store.
-pub(crate) fn out_of_reach(options: &StoreOptions, error: StoreError) -> Opened {
-    let node = match &options.place {
-        Place::Dir { node, .. } => ThisNode::named(node.clone()),
-        Place::Kube(kube) => match &kube.node {
+pub(crate) fn unavailable(options: &StoreOptions, error: StoreError) -> Opened {
+    let node = match &options.location {
+        StoreLocation::Dir { node, .. } => ThisNode::named(node.clone()),
+        StoreLocation::Kube(kube) => match &kube.node {
             NodeName::Named(name) => ThisNode::named(name.clone()),
             NodeName::OfPod { .. } => ThisNode::by_address(),
         },
-        Place::Etcd(_) => ThisNode::by_address(),
+        StoreLocation::Etcd(_) => ThisNode::by_address(),
     };
-    let subnets = Arc::new(OutOfReach { node, why: crate::chain(&error) });
+    let subnets = Arc::new(UnavailableStore { node, reason: crate::chain(&error) });
     let name = "unavailable".to_owned();
     Opened { subnets, addresses: Vec::new(), name, state: None, etcd: None, node: None }
 }
 
-/// A store that is always unavailable, with the reason `why`.
-struct OutOfReach {
+/// A store that is always unavailable, with the reason `reason`.
+struct UnavailableStore {
     node: ThisNode,
-    why: String,
+    reason: String,
 }
 
-impl OutOfReach {
-    fn away<T>(&self, doing: &'static str) -> Result<T, SubnetError> {
-        Err(SubnetError::Unavailable { doing, source: self.why.clone().into() })
+impl UnavailableStore {
+    fn unavailable<T>(&self, doing: &'static str) -> Result<T, SubnetError> {
+        Err(SubnetError::Unavailable { doing, source: self.reason.clone().into() })
     }
 }
 
 #[async_trait]
-impl SubnetManager for OutOfReach {
+impl SubnetManager for UnavailableStore {
     async fn this_node(&self) -> Result<ThisNode, SubnetError> {
         Ok(self.node.clone())
     }
 
     async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
-        self.away("reading the network configuration")
+        self.unavailable("reading the network configuration")
     }
 
     async fn previous(&self, _: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
-        self.away("looking for the own lease")
+        self.unavailable("looking for the own lease")
     }
 
     async fn acquire(&self, _: &NodeIdentity, _: Want) -> Result<Lease, SubnetError> {
-        self.away("acquiring a lease")
+        self.unavailable("acquiring a lease")
     }
 
     async fn renew(&self, _: &Lease) -> Result<Lease, SubnetError> {
-        self.away("renewing the lease")
+        self.unavailable("renewing the lease")
     }
 
     async fn release(&self, _: Lease) -> Result<(), SubnetError> {
-        self.away("releasing the lease")
+        self.unavailable("releasing the lease")
     }
 
     async fn changed(&self) {
@@ -193,7 +193,7 @@ impl SubnetManager for OutOfReach {
     }
 
     fn watch(&self) -> BoxStream<'static, Result<LeaseEvent, SubnetError>> {
-        let error: Result<LeaseEvent, SubnetError> = self.away("watching the leases");
+        let error: Result<LeaseEvent, SubnetError> = self.unavailable("watching the leases");
         stream::once(ready(error)).chain(stream::pending()).boxed()
     }
 }

@@ -85,7 +85,7 @@ impl Keeper {
         self.state().trouble.clone()
     }
 
-    pub(crate) fn stands_in(&self) -> bool {
+    pub(crate) fn is_in_use(&self) -> bool {
         self.state().standing_in
     }
 

@@ -105,8 +105,8 @@ impl CachedSubnets {
     }
 
     /// Whether the last answer came from the state file, because the store itself gave none.
-    pub fn stands_in(&self) -> bool {
-        self.keeper.stands_in()
+    pub fn is_in_use(&self) -> bool {
+        self.keeper.is_in_use()
     }
 
     /// Checks the state file, for diagnosis. Returns whether there is a file that a start could use. Blocks on the

@@ -80,7 +80,7 @@ pub(super) async fn state(store: &StoreOptions, file: &StateFile) -> Finding {
         return warning(what, format!("chmod 0600 {shown}"));
     }
     // Without a store it is unknown to which store the file belongs.
-    let kept = stores::open(store).await.ok().and_then(|opened| opened.kept_in(Some(file)).state);
+    let kept = stores::open(store).await.ok().and_then(|opened| opened.with_state_file(Some(file)).state);
     if let Some(Err(reason)) = kept.map(|kept| kept.check()) {
         let what = format!("a start ignores {shown}: {reason}");
         return warning(what, format!("rm {shown} (the agent writes it again)"));

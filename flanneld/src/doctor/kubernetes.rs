@@ -6,7 +6,7 @@ use flannel_subnet_kube::{Check, Subject, Verdict};
 use tokio::time::timeout;
 
 use super::{Finding, Severity};
-use crate::options::{Place, StoreOptions};
+use crate::options::{StoreLocation, StoreOptions};
 use crate::stores;
 
 /// How long the API server may take for all answers in total.
@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Returns the findings about the cluster; none with another store.
 pub(super) async fn ask(options: &StoreOptions) -> Vec<Finding> {
-    let Place::Kube(kube) = &options.place else { return Vec::new() };
+    let StoreLocation::Kube(kube) = &options.location else { return Vec::new() };
     // The finding about the store gives the reason.
     let Ok((store, _)) = stores::kubernetes(kube).await else { return Vec::new() };
     match timeout(PATIENCE, store.check()).await {

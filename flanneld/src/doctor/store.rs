@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use tokio::time::timeout;
 
 use super::{Finding, Severity, files};
-use crate::options::{Options, Place};
+use crate::options::{Options, StoreLocation};
 use crate::stores::{Opened, StoreError};
 use crate::{chain, credentials, stores};
 
@@ -31,12 +31,12 @@ pub(super) struct AnsweringStore {
 /// Reads the store, and checks the certificates and permissions for it.
 pub(super) async fn examine(options: &Options) -> (Option<AnsweringStore>, Vec<Finding>) {
     let mut findings = Vec::new();
-    if let Place::Etcd(config) = &options.store.place {
+    if let StoreLocation::Etcd(config) = &options.store.location {
         let doubt = |doubt: credentials::CredentialError| {
             let severity = if doubt.prevents { Severity::Error } else { Severity::Warning };
             Finding::new("certificates", severity, doubt.problem(), doubt.remedy)
         };
-        findings.extend(credentials::doubts(config).into_iter().map(doubt));
+        findings.extend(credentials::warnings(config).into_iter().map(doubt));
     }
     let opened = match stores::open(&options.store).await {
         Ok(opened) => opened,
@@ -77,8 +77,8 @@ fn cannot_open(error: StoreError) -> Finding {
 
 /// Checks whether leases may be written. The Kubernetes store has checks of its own.
 async fn permissions(options: &Options, opened: &Opened) -> Option<Finding> {
-    match (&options.store.place, &opened.etcd) {
-        (Place::Dir { dir, .. }, _) => Some(files::writable("subnet-dir", dir, options.capabilities)),
+    match (&options.store.location, &opened.etcd) {
+        (StoreLocation::Dir { dir, .. }, _) => Some(files::writable("subnet-dir", dir, options.capabilities)),
         (_, Some(etcd)) => match timeout(PATIENCE, etcd.check_access()).await {
             Ok(Ok(())) => Some(Finding::ok("permissions", "leases may be read and written")),
             Ok(Err(error)) => Some(failed(options, opened, &error).await),
@@ -89,8 +89,8 @@ async fn permissions(options: &Options, opened: &Opened) -> Option<Finding> {
 }
 
 async fn failed(options: &Options, opened: &Opened, error: &SubnetError) -> Finding {
-    if let (SubnetError::Denied { doing, .. }, Place::Etcd(config), Some(etcd)) =
-        (error, &options.store.place, &opened.etcd)
+    if let (SubnetError::Denied { doing, .. }, StoreLocation::Etcd(config), Some(etcd)) =
+        (error, &options.store.location, &opened.etcd)
         && let Some(credentials) = &config.credentials
         && is_of_role(error)
     {

@@ -9,8 +9,8 @@ use serde_json::json;
 
 use super::*;
 
-fn around() -> Surroundings {
-    Surroundings {
+fn info() -> ProgramInfo {
+    ProgramInfo {
         overlay: "flannel".into(),
         store: "directory /d".into(),
         subnet_file: "/run/s".into(),
@@ -23,8 +23,8 @@ fn around() -> Surroundings {
 fn a_document_holds_the_librarys_status_and_a_table_says_what_is_waited_for() {
     let mut status = Status::default();
     status.starting = Some(Wait::Lease { error: Some("no route".to_owned()) });
-    let around = around();
-    let document = Document::new(&status, &RulesState::Pending, &around, BootTime::default(), 0);
+    let info = info();
+    let document = Document::new(&status, &RulesState::Pending, &info, BootTime::default(), 0);
     let json = serde_json::to_value(&document).unwrap();
     assert_eq!((&json["ready"], &json["firewall"]), (&json!(false), &json!({"kind": "pending"})));
     assert_eq!(json["status"], serde_json::to_value(&status).unwrap());
@@ -46,8 +46,8 @@ fn what_hurts_without_keeping_from_readiness_is_shown() {
     let line = summary(&status, &rules);
     assert!(line.contains("other nodes do not accept this node's record: has no subnet"), "{line}");
     assert!(!waits_for(&status, &rules, Wait::to_string).iter().any(|reason| reason.contains("iptables")));
-    let around = around();
-    let shown = |status: &Status| Document::new(status, &rules, &around, BootTime::default(), 0).to_string();
+    let info = info();
+    let shown = |status: &Status| Document::new(status, &rules, &info, BootTime::default(), 0).to_string();
     let table = shown(&status);
     assert!(!table.contains("restart this agent"), "{table}");
     status.reconfigured = Some(Arc::new(config()));
@@ -60,9 +60,9 @@ fn what_hurts_without_keeping_from_readiness_is_shown() {
 #[test]
 fn text_of_others_is_shown_plain_in_rows_of_its_own() {
     let (mut status, hostile) = (Status::default(), "\u{1b}[2J\nphase ready\u{202e}\u{9b}".repeat(10));
-    let around = around();
+    let info = info();
     let shown =
-        |status: &Status| Document::new(status, &RulesState::Pending, &around, BootTime::default(), 0).to_string();
+        |status: &Status| Document::new(status, &RulesState::Pending, &info, BootTime::default(), 0).to_string();
     status.last_error = Some(hostile.clone());
     status.own_trouble = Some(Reason::Unreadable(hostile.clone()));
     let empty = shown(&status);
@@ -112,8 +112,8 @@ fn readiness_needs_phase_lease_and_file() {
 fn an_uplink_that_is_lost_is_no_readiness_and_is_shown_with_its_reason() {
     let (mut status, at) = (ready(), BootTime(std::time::Duration::from_secs(7)));
     let last = status.uplink.up().cloned();
-    let around = around();
-    let shown = |status: &Status| Document::new(status, &RulesState::InPlace, &around, at, 0).to_string();
+    let info = info();
+    let shown = |status: &Status| Document::new(status, &RulesState::InPlace, &info, at, 0).to_string();
     assert!(
         shown(&status).contains("state        ready\n")
             && shown(&status).contains("uplink       eth0 (192.0.2.1), MTU 1500")
@@ -131,8 +131,8 @@ fn an_uplink_that_is_lost_is_no_readiness_and_is_shown_with_its_reason() {
 fn what_is_done_without_is_shown_of_a_node_that_is_ready() {
     let mut status = ready();
     (status.peers.quarantined, status.failed_writes) = (2, 3);
-    let around = around();
-    let document = Document::new(&status, &RulesState::InPlace, &around, BootTime::default(), 0);
+    let info = info();
+    let document = Document::new(&status, &RulesState::InPlace, &info, BootTime::default(), 0);
     assert!(
         document.ready && document.to_string().contains("degraded     2 invalid records, 3 failed writes"),
         "{document}"

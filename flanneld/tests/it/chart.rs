@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::kubernetes;
 
-use crate::harness::{Told, bare, command, owned};
+use crate::harness::{CommandOutput, bare, command, owned};
 
 const NAMESPACE: &str = "flannelkit";
 
 /// Runs Helm, which keeps its files in `home`.
-fn helm(home: &TempDir, args: &[&str]) -> Told {
+fn helm(home: &TempDir, args: &[&str]) -> CommandOutput {
     let mut helm = bare(Command::new(kubernetes::helm().unwrap()));
     helm.env("HOME", home.path()).args(args).output().unwrap().into()
 }

@@ -61,7 +61,7 @@ fn a_signal_at_any_moment_of_the_start_ends_it_in_time() {
         let one = cluster.start(1, &["-ip-masq"]);
         std::thread::sleep(wait);
         let (code, took) = one.end(Signal::SIGTERM);
-        // At the very first it has not said yet that it wants to know of signals.
+        // Before the handler is installed, SIGTERM kills it.
         assert!(code.is_none_or(|code| code == 0), "after {wait:?}: {code:?}");
         assert!(took < END, "after {wait:?}: {took:?}");
         assert!(cluster.keys_of(1).len() <= 1);

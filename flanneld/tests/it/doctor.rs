@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use testkit::Process;
 
-use crate::harness::{Agent, BINARY, Site, Told, VXLAN, bare, command, copy_program, owned};
+use crate::harness::{Agent, BINARY, CommandOutput, Site, VXLAN, bare, command, copy_program, owned};
 use crate::store::Cluster;
 
 const NOBODY: u32 = 65534;
@@ -24,7 +24,7 @@ struct Found {
 }
 
 /// The findings of one check, in a report in JSON.
-fn of(report: &Told, check: &str) -> Vec<Found> {
+fn of(report: &CommandOutput, check: &str) -> Vec<Found> {
     let json: Value = serde_json::from_str(&report.out).unwrap_or_else(|error| panic!("{error}: {report:?}"));
     let findings = json["findings"].as_array().unwrap();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -38,7 +38,7 @@ fn of(report: &Told, check: &str) -> Vec<Found> {
 
 /// Asserts that there is one finding of a check, and what it contains.
 #[track_caller]
-fn assert_found(report: &Told, check: &str, severity: &str, text: &str, fix: &str) {
+fn assert_found(report: &CommandOutput, check: &str, severity: &str, text: &str, fix: &str) {
     let found = of(report, check);
     let [Found { severity: said, text: what, fix: remedy }] = found.as_slice() else {
         panic!("{check}: {found:?} in {}", report.out)
@@ -59,7 +59,7 @@ fn a_missing_tool_is_found_and_ends_the_agent_before_it_has_a_lease() {
         let site = Site::new(1, config);
         let empty = site.path("empty");
         fs::create_dir(&empty).unwrap();
-        let without = |more: &[&str]| -> Told {
+        let without = |more: &[&str]| -> CommandOutput {
             let args = [site.args(1), owned(more)].concat();
             let run = || command(&args).env("PATH", &empty).output().unwrap();
             site.ns(1).run(run).unwrap().into()
@@ -145,7 +145,7 @@ fn keys_and_variables_without_effect_are_named_and_a_missing_backend_is_not_blam
     agent.end(Signal::SIGTERM);
     let args = [site.args(1), owned(&["doctor", "-json"])].concat();
     let run = || command(&args).env("FLANNELD_ETCD_ENDPOINT", "http://10.0.0.1:2379").output().unwrap();
-    let report: Told = site.ns(1).run(run).unwrap().into();
+    let report: CommandOutput = site.ns(1).run(run).unwrap().into();
     assert_found(&report, "config keys", "warning", "$.Backend.DirectRoutng", "spelling");
     assert_found(&report, "environment", "warning", "did you mean FLANNELD_ETCD_ENDPOINTS?", "");
     assert_eq!(report.code, Some(0), "{report:?}");
@@ -195,7 +195,7 @@ fn a_state_file_of_another_user_is_not_called_corrupt() {
     let mut command = bare(Command::new(&copy));
     command.args(cluster.args(1)).args(["doctor", "-json"]).uid(NOBODY).gid(NOBODY).current_dir("/");
     let run = || command.stdin(Stdio::null()).output().unwrap();
-    let report: Told = cluster.ns(1).run(run).unwrap().into();
+    let report: CommandOutput = cluster.ns(1).run(run).unwrap().into();
     assert_found(&report, "state file", "note", "not readable by this user (uid 65534)", "sudo");
     let rights = of(&report, "directory");
     assert!(rights.iter().any(|found| found.severity == "error" && found.text.contains("uid 65534")), "{rights:?}");

@@ -92,12 +92,12 @@ impl Site {
     }
 
     /// Runs another program in a node's namespace.
-    pub(crate) fn tool(&self, nth: usize, words: &[&str]) -> Told {
+    pub(crate) fn tool(&self, nth: usize, words: &[&str]) -> CommandOutput {
         self.ns(nth).run(|| Command::new(words[0]).args(&words[1..]).output().unwrap()).unwrap().into()
     }
 
     /// Runs a command of the binary in a node's namespace.
-    pub(crate) fn run(&self, nth: usize, more: &[&str]) -> Told {
+    pub(crate) fn run(&self, nth: usize, more: &[&str]) -> CommandOutput {
         run(self.ns(nth), &[self.args(nth), owned(more)].concat())
     }
 }
@@ -108,20 +108,20 @@ pub(crate) fn owned(args: &[&str]) -> Vec<String> {
 
 /// What a finished process said.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct CommandOutput {
     pub(crate) code: Option<i32>,
     pub(crate) out: String,
     pub(crate) err: String,
 }
 
-impl Told {
+impl CommandOutput {
     /// What ended it. The thread that writes the log may have had more to say after that.
     pub(crate) fn error(&self) -> &str {
         self.err.lines().find(|line| line.starts_with("flanneld: ")).unwrap_or_default()
     }
 }
 
-impl From<Output> for Told {
+impl From<Output> for CommandOutput {
     fn from(output: Output) -> Self {
         Self {
             code: output.status.code(),
@@ -140,7 +140,7 @@ pub(crate) fn on_switch<T: Send>(site: &Site, work: impl AsyncFnOnce() -> T + Se
     site.underlay.switch().run(run).unwrap()
 }
 
-pub(crate) fn run(ns: &Namespace, args: &[String]) -> Told {
+pub(crate) fn run(ns: &Namespace, args: &[String]) -> CommandOutput {
     ns.run(|| command(args).output().unwrap()).unwrap().into()
 }
 

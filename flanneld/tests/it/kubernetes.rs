@@ -12,7 +12,7 @@ use testkit::kubernetes::{ApiServer, rules_without};
 use testkit::probe::{Flow, FlowReport};
 use testkit::{Families, Pod, wait_until};
 
-use crate::harness::{Agent, PATIENCE, Site, Told, bare, command, on_switch, owned, read, routes, run};
+use crate::harness::{Agent, CommandOutput, PATIENCE, Site, bare, command, on_switch, owned, read, routes, run};
 use crate::kube::{Kubernetes, name};
 use crate::store::{reaches, status};
 
@@ -83,7 +83,7 @@ impl Cluster {
     }
 
     /// Runs a command of the binary on node `nth`.
-    fn run(&self, nth: usize, more: &[&str]) -> Told {
+    fn run(&self, nth: usize, more: &[&str]) -> CommandOutput {
         let node = format!("-node-name={}", name(nth));
         run(self.site.ns(nth), &[self.kubernetes.args(), self.fixed(nth), vec![node], owned(more)].concat())
     }
@@ -156,7 +156,6 @@ impl Cluster {
     }
 }
 
-/// docs/faults.md, K5, K8 and K10: the data plane stays as it is whatever is done to the own Node.
 #[test]
 fn an_agent_in_a_pod_finds_server_account_and_node_by_itself() {
     let cluster = Cluster::new(2);
@@ -209,6 +208,7 @@ fn a_node_has_events_of_what_its_agent_waits_for_and_that_it_is_ready() {
     assert_eq!(three.log().matches("no permission to create Events").count(), 1, "{}", three.log());
 }
 
+/// docs/faults.md, K5, K8 and K10: the data plane stays as it is whatever is done to the own Node.
 #[test]
 fn an_agent_keeps_its_lease_whatever_is_done_to_its_node() {
     let cluster = Cluster::new(2);

@@ -20,44 +20,44 @@ use crate::harness::{Agent, BINARY, Site, VXLAN, bare, copy_program};
 use crate::store::Cluster;
 
 const NOBODY: u32 = 65534;
-const PART: &str = "FLANNELD_STRANGERS_PART";
+const ACTION: &str = "FLANNELD_TEST_OTHER_USER";
 /// More than the agent has descriptors.
 const IDLE: usize = 300;
 
-/// Another user, who does a part until it is dropped.
-struct Stranger {
+/// Another user, who does something until this is dropped.
+struct OtherUser {
     child: Child,
     /// Where the program is.
     _dir: TempDir,
 }
 
-impl Stranger {
+impl OtherUser {
     /// Starts a copy of this binary as nobody: where the build is, nobody may not be allowed to read.
-    fn start(ns: &Namespace, part: &str) -> Self {
+    fn start(ns: &Namespace, action: &str) -> Self {
         // Not in memory: containers let nobody execute what is there.
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
-        let copy = dir.path().join("stranger");
+        let copy = dir.path().join("other-user");
         copy_program(std::env::current_exe().unwrap(), &copy);
         fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
         let mut command = Command::new(&copy);
-        command.args(["--exact", "local_users::plays_the_part_it_was_started_for", "--nocapture"]).env(PART, part);
+        command.args(["--exact", "local_users::child_process", "--nocapture"]).env(ACTION, action);
         command.uid(NOBODY).gid(NOBODY).current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
         let child = ns.run(|| command.spawn().unwrap()).unwrap();
-        let mut stranger = Self { child, _dir: dir };
-        let lines = BufReader::new(stranger.child.stdout.take().unwrap()).lines();
+        let mut other_user = Self { child, _dir: dir };
+        let lines = BufReader::new(other_user.child.stdout.take().unwrap()).lines();
         let mut said = Vec::new();
         for line in lines {
             said.push(line.unwrap());
             if said.last().is_some_and(|line| line.ends_with("in place")) {
-                return stranger;
+                return other_user;
             }
         }
-        panic!("the stranger did not play its part: {said:?}");
+        panic!("the other user did not begin: {said:?}");
     }
 }
 
-impl Drop for Stranger {
+impl Drop for OtherUser {
     fn drop(&mut self) {
         // It may have ended.
         let _ = self.child.kill();
@@ -65,16 +65,16 @@ impl Drop for Stranger {
     }
 }
 
-/// Not a test of its own: what the other tests start. Without a part there is nothing to play.
+/// The process that the other tests start. As a test it does nothing.
 #[test]
-fn plays_the_part_it_was_started_for() {
-    let Ok(part) = std::env::var(PART) else { return };
+fn child_process() {
+    let Ok(action) = std::env::var(ACTION) else { return };
     assert!(!nix::unistd::geteuid().is_root());
-    match part.as_str() {
+    match action.as_str() {
         "names" => take_names(),
         "connections" => take_connections(),
         "ports" => hold([8081, 8082].map(|port| TcpListener::bind(("127.0.0.1", port)).unwrap())),
-        other => panic!("no such part: {other}"),
+        other => panic!("no such action: {other}"),
     }
 }
 
@@ -119,7 +119,7 @@ pub(crate) fn as_nobody(ns: &Namespace, words: &[&str]) -> bool {
 #[test]
 fn the_name_of_an_overlay_cannot_be_taken_by_another_user() {
     let site = Site::new(1, VXLAN);
-    let _stranger = Stranger::start(site.ns(1), "names");
+    let _other_user = OtherUser::start(site.ns(1), "names");
     let _first = site.start(1, &[]).ready();
     let second = site.run(1, &["-healthz-port=0", "-metrics-port=0"]);
     assert_eq!(second.code, Some(1), "{second:?}");
@@ -129,13 +129,13 @@ fn the_name_of_an_overlay_cannot_be_taken_by_another_user() {
 #[test]
 fn idle_connections_of_another_user_cost_neither_health_nor_files() {
     let site = Site::new(1, VXLAN);
-    // Fewer descriptors than the stranger has connections.
+    // Fewer descriptors than the other user has connections.
     let mut command = bare(Command::new("prlimit"));
     command.args(["--nofile=96:96", BINARY]).args(site.args(1));
     command.args(["-metrics-port=8082", "-ip-masq", "-audit-interval=1"]);
     let agent = Agent::start_in(site.ns(1), &mut command, site.path("log1"));
     agent.until_ready();
-    let _stranger = Stranger::start(site.ns(1), "connections");
+    let _other_user = OtherUser::start(site.ns(1), "connections");
     assert_eq!(agent.get(8081, "/healthz"), Some((200, "flanneld is running".to_owned())));
     assert!(agent.is_ready());
     let (code, status) = agent.get(8082, "/status").unwrap();
@@ -152,14 +152,14 @@ fn idle_connections_of_another_user_cost_neither_health_nor_files() {
 #[test]
 fn ports_that_another_user_has_cost_the_pages_and_not_the_data_plane() {
     let site = Site::new(1, VXLAN);
-    let stranger = Stranger::start(site.ns(1), "ports");
+    let other_user = OtherUser::start(site.ns(1), "ports");
     let agent = site.start(1, &["-metrics-port=8082"]);
     agent.until("programmed", || site.subnet_file(1).exists() && site.ns(1).link("flannel.1").is_ok());
     let told =
         |port: u16| agent.log().matches(&format!("at 127.0.0.1:{port}: another program uses the address")).count();
     agent.until("told", || told(8081) == 1 && told(8082) == 1);
     assert!(agent.log().contains("set -healthz-ip and -healthz-port"), "{}", agent.log());
-    drop(stranger);
+    drop(other_user);
     agent.until_ready();
     agent.until("served", || agent.get(8082, "/status").is_some());
     assert_eq!((told(8081), told(8082)), (1, 1));
@@ -194,13 +194,13 @@ fn the_agents_files_are_not_for_others_to_write() {
     let nobody = |words: &[&str]| as_nobody(site.ns(1), words);
     let texts: Vec<_> = files.iter().map(|file| fs::read(file).unwrap()).collect();
     for file in &files {
-        let [path, stranger] = [file.clone(), beside(file, ".stranger")].map(|path| path.display().to_string());
+        let [path, other_user] = [file.clone(), beside(file, ".other-user")].map(|path| path.display().to_string());
         for words in [
             &["truncate", "--size=0", &path][..],
             &["rm", "--force", &path],
-            &["mv", "--force", &path, &stranger],
-            &["ln", "--symbolic", "/etc/passwd", &stranger],
-            &["touch", &stranger],
+            &["mv", "--force", &path, &other_user],
+            &["ln", "--symbolic", "/etc/passwd", &other_user],
+            &["touch", &other_user],
         ] {
             assert!(!nobody(words), "{words:?}");
         }

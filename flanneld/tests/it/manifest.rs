@@ -10,7 +10,7 @@ use flannel_core::config::{Allocation, NetworkConfig};
 use serde_json::{Value, json};
 use testkit::{Families, kubernetes, wait_until};
 
-use crate::harness::{PATIENCE, Site, Told, VXLAN, bare, command, on_switch, owned, run};
+use crate::harness::{CommandOutput, PATIENCE, Site, VXLAN, bare, command, on_switch, owned, run};
 use crate::kube::{self, Kubernetes};
 use crate::kubernetes::Cluster;
 
@@ -109,7 +109,7 @@ fn kubectl_takes_every_field_of_the_manifest_and_of_what_is_made_of_it() {
         // It keeps what it read of the server below its home.
         kubectl.env("HOME", site.path("")).args(["apply", "--validate=strict", kind]).arg(deploy.join(what));
         kubectl.arg(format!("--kubeconfig={}", kubeconfig.display()));
-        let told = Told::from(site.underlay.switch().run(|| kubectl.output().unwrap()).unwrap());
+        let told = CommandOutput::from(site.underlay.switch().run(|| kubectl.output().unwrap()).unwrap());
         assert_eq!((told.code, told.err.as_str()), (Some(0), ""), "{what}");
         told.out.lines().map(str::to_owned).collect::<Vec<_>>()
     };

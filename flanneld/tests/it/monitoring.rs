@@ -12,7 +12,7 @@ use regex::Regex;
 use serde_json::{Value, json};
 use testkit::kubernetes;
 
-use crate::harness::{Agent, Site, Told, VXLAN, bare};
+use crate::harness::{Agent, CommandOutput, Site, VXLAN, bare};
 use crate::store::Cluster;
 
 const UDP: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"udp"}}"#;
@@ -26,7 +26,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/monitoring")
 }
 
-fn promtool(args: &[&str], input: &str) -> Told {
+fn promtool(args: &[&str], input: &str) -> CommandOutput {
     let mut promtool = bare(Command::new(testkit::prometheus::promtool().unwrap()));
     promtool.args(args).current_dir(folder());
     promtool.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

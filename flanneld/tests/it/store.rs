@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use testkit::probe::{self, Flow, FlowReport};
 use testkit::{Namespace, Pod, Process};
 
-use crate::harness::{Agent, PATIENCE, Site, Told, owned, routes, run};
+use crate::harness::{Agent, CommandOutput, PATIENCE, Site, owned, routes, run};
 
 /// What agents connect to.
 pub(crate) const ENDPOINT: &str = "http://10.89.0.1:2379";
@@ -127,7 +127,7 @@ impl Cluster {
     }
 
     /// Runs a command of the binary in a node's namespace.
-    pub(crate) fn run(&self, nth: usize, more: &[&str]) -> Told {
+    pub(crate) fn run(&self, nth: usize, more: &[&str]) -> CommandOutput {
         run(self.ns(nth), &[self.args(nth), owned(more)].concat())
     }
 }

@@ -17,14 +17,14 @@ const NAME: &str = "FLANNEL_SUBNET_FILE_NAME";
 /// Starts this binary again in a role on `dir`.
 pub(crate) fn start(part: &str, dir: &Path, name: &str) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "processes::plays_the_part_it_was_started_for", "--nocapture", "--test-threads=1"]);
+    command.args(["--exact", "processes::child_process", "--nocapture", "--test-threads=1"]);
     command.envs([(PART, part), (NAME, name)]).env(DIR, dir).stdout(Stdio::null());
     command.spawn().unwrap()
 }
 
 /// Not a test: the other tests start it. Without a role it does nothing.
 #[test]
-fn plays_the_part_it_was_started_for() {
+fn child_process() {
     let Ok(part) = std::env::var(PART) else { return };
     let (dir, name) = (PathBuf::from(std::env::var_os(DIR).unwrap()), std::env::var(NAME).unwrap());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

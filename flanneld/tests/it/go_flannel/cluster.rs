@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use testkit::probe::{Flow, until_reply};
 use testkit::{Families, Pod, PodNet, Process, wait_until};
 
-use crate::harness::{Agent, PATIENCE, Site, Told, command, on_switch, owned, read, run};
+use crate::harness::{Agent, CommandOutput, PATIENCE, Site, command, on_switch, owned, read, run};
 use crate::kube::{self, Kubernetes};
 use crate::store::{ENDPOINT, RATE, etcd, flow};
 
@@ -187,7 +187,7 @@ impl Cluster {
     }
 
     /// Runs a command of ours on a node, with the flags of its agent.
-    pub(crate) fn run(&self, nth: usize, words: &[&str]) -> Told {
+    pub(crate) fn run(&self, nth: usize, words: &[&str]) -> CommandOutput {
         let name = format!("-node-name={}", kube::name(nth));
         let state = format!("-state-file={}", self.site.path(&format!("state{nth}")).display());
         run(self.site.ns(nth), &[self.args(nth), vec![name, state], owned(words)].concat())

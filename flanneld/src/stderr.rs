@@ -7,21 +7,21 @@ use std::thread;
 use std::time::Duration;
 
 /// How long the reader of stderr may take.
-const PATIENCE: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_millis(500);
 /// How long the report of a panic may take: reading the symbols of a backtrace from a busy disk can take a second.
 const REPORT: Duration = Duration::from_secs(5);
 
 /// Writes to stderr, for at most half a second.
-pub(crate) fn say(text: String) {
+pub(crate) fn write(text: String) {
     let (done, ended) = mpsc::channel();
-    let written = thread::Builder::new().name("last words".to_owned()).spawn(move || {
+    let written = thread::Builder::new().name("stderr".to_owned()).spawn(move || {
         // If stderr is closed, the text is lost.
         let _ = io::stderr().write_all(text.as_bytes());
         let _ = done.send(());
     });
     if written.is_ok() {
         // The program ends, even if the text is not written in time.
-        let _ = ended.recv_timeout(PATIENCE);
+        let _ = ended.recv_timeout(TIMEOUT);
     }
 }
 
@@ -70,7 +70,7 @@ mod tests {
     fn unread(part: &str) -> ExitStatus {
         let (stderr, _unread) = full();
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "last_words::tests::plays_the_part_it_was_started_for", "--nocapture"]);
+        command.args(["--exact", "stderr::tests::child_process", "--nocapture"]);
         command.env(PART, part).stdout(Stdio::null()).stderr(OwnedFd::from(stderr));
         let mut child = command.spawn().unwrap();
         let end = Instant::now() + Duration::from_secs(60);
@@ -89,7 +89,7 @@ mod tests {
 
     /// The process that the other tests start; by itself it tests nothing.
     #[test]
-    fn plays_the_part_it_was_started_for() {
+    fn child_process() {
         let Ok(part) = std::env::var(PART) else { return };
         // The panic aborts on purpose: no core file may be left behind.
         setrlimit(Resource::RLIMIT_CORE, 0, 0).unwrap();
@@ -103,7 +103,7 @@ mod tests {
                 std::future::pending().await
             })
         }
-        say("an error".repeat(100_000));
+        write("an error".repeat(100_000));
     }
 
     #[test]
