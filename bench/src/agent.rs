@@ -1,6 +1,7 @@
 //! A flanneld as a process, ours or Go's, with what it costs.
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,6 +14,9 @@ use crate::Error;
 
 /// How long an agent may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long an agent may take to be ready.
+const START: Duration = Duration::from_secs(60);
 
 /// Whose program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,15 +57,15 @@ impl Programs {
         go.into_iter().chain([Program::Ours]).collect()
     }
 
-    /// Runs a command of ours, in the caller's network namespace, and returns how long it took. `store` is what the
-    /// agent was started with.
+    /// Runs a command of ours, in the caller's network namespace, and returns how long it took. `store` and `state` are
+    /// what the agent was started with.
     ///
     /// # Errors
     /// When it fails. Doctor also fails where it found an error.
-    pub fn ask(&self, store: &[String], dir: &Path, words: &[&str]) -> Result<Duration, Error> {
+    pub fn ask(&self, store: &[String], state: State, dir: &Path, words: &[&str]) -> Result<Duration, Error> {
         let mut command = Command::new(&self.ours);
         let begun = Instant::now();
-        let output = prepared(command.args(store), 0, dir).args(words).output()?;
+        let output = prepared(command.args(store), state, 0, dir).args(words).output()?;
         let took = begun.elapsed();
         let has_found_errors = words == ["doctor"] && output.status.code() == Some(1) && !output.stdout.is_empty();
         let has_answered = output.status.success() || has_found_errors;
@@ -79,12 +83,24 @@ impl Programs {
     }
 }
 
-fn prepared<'a>(command: &'a mut Command, n: u32, dir: &Path) -> &'a mut Command {
+/// Whether an agent keeps its lease and peers in a state file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// In a file in its directory.
+    File,
+    /// Nowhere.
+    None,
+}
+
+fn prepared<'a>(command: &'a mut Command, state: State, n: u32, dir: &Path) -> &'a mut Command {
+    // Go flannel does not know the flag.
+    match state {
+        State::File => command.env_clear().env("FLANNELD_STATE_FILE", dir.join("state")),
+        State::None => command.env_clear().arg("-state-file="),
+    };
     command
         .arg(format!("-subnet-file={}", dir.join("subnet.env").display()))
-        .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .env("FLANNELD_STATE_FILE", dir.join("state"))
         .env("NODE_NAME", format!("node-{n}"))
         .stdin(Stdio::null())
 }
@@ -102,8 +118,29 @@ impl Agent {
     pub fn start(programs: &Programs, program: Program, n: u32, store: &[String], dir: &Path) -> Result<Self, Error> {
         let path = programs.path(program).ok_or("there is no such program")?;
         let mut command = Command::new(path);
-        let command = prepared(command.args(store), n, dir).stdout(Stdio::null());
+        let command = prepared(command.args(store), State::File, n, dir).stdout(Stdio::null());
         Ok(Self(Process::start(command, &dir.join("log"))?))
+    }
+
+    /// Starts ours as node 0, and returns it with how long it took to be ready: until it has told a supervisor so.
+    ///
+    /// # Errors
+    /// When it cannot be run, or is not ready in time.
+    pub fn ready(programs: &Programs, store: &[String], state: State, dir: &Path) -> Result<(Self, Duration), Error> {
+        let supervisor = UnixDatagram::bind(dir.join("notify"))?;
+        supervisor.set_read_timeout(Some(START))?;
+        let mut command = Command::new(&programs.ours);
+        let command = prepared(command.args(store), state, 0, dir).stdout(Stdio::null());
+        let command = command.env("NOTIFY_SOCKET", dir.join("notify"));
+        let begun = Instant::now();
+        let agent = Self(Process::start(command, &dir.join("log"))?);
+        let mut text = [0; 4096];
+        loop {
+            let len = supervisor.recv(&mut text).map_err(|_| format!("not ready: {}", agent.last_words()))?;
+            if text.get(..len).unwrap_or_default().starts_with(b"READY=1") {
+                return Ok((agent, begun.elapsed()));
+            }
+        }
     }
 
     /// Processor time of the process until now, without the tools that it ran.

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod bed;
 pub mod cluster;
+pub mod embedded;
 pub mod peers;
 pub mod report;
 

@@ -9,6 +9,7 @@ mod kube_run;
 mod nodes;
 mod routes;
 mod run;
+mod setups;
 
 use bench::Error;
 use clap::Parser;
@@ -19,20 +20,24 @@ struct Args {
     /// How often each program is measured.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
-    /// Numbers of leases. Default: 1000 and 10000 in etcd, 5000 in Kubernetes.
+    /// Numbers of leases. Default: 1000 and 10000 in etcd, 5000 in Kubernetes, 2 and 10000 with --setups.
     #[arg(long, value_delimiter = ',')]
     peers: Vec<u32>,
     /// Leases in Kubernetes instead of etcd.
     #[arg(long)]
     kube: bool,
+    /// Ours alone, with etcd and with the embedded store, with and without a state file.
+    #[arg(long, conflicts_with = "kube")]
+    setups: bool,
 }
 
 fn main() -> Result<(), Error> {
-    let Args { runs, peers, kube } = Args::parse();
+    let Args { runs, peers, kube, setups } = Args::parse();
     let programs = bench::agent::Programs::find()?;
     let numbers = |default: &[u32]| if peers.is_empty() { default.to_vec() } else { peers.clone() };
-    match kube {
-        true => numbers(&[5_000]).into_iter().try_for_each(|n| kube_run::compare(&programs, n, runs)),
-        false => numbers(&[1_000, 10_000]).into_iter().try_for_each(|n| run::compare(&programs, n, runs)),
+    match (kube, setups) {
+        (true, _) => numbers(&[5_000]).into_iter().try_for_each(|n| kube_run::compare(&programs, n, runs)),
+        (false, true) => numbers(&[2, 10_000]).into_iter().try_for_each(|n| setups::measure(&programs, n, runs)),
+        (false, false) => numbers(&[1_000, 10_000]).into_iter().try_for_each(|n| run::compare(&programs, n, runs)),
     }
 }

@@ -1,6 +1,5 @@
 //! flanneld with etcd, side by side with Go flannel: what an operator sees of either.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bench::bed::{in_bed, ip};
@@ -9,22 +8,9 @@ use bench::{Error, bed};
 
 use crate::beside::{Row, print};
 use crate::routes::Routes;
-use bench::agent::{Agent, Program, Programs};
+use bench::agent::{Agent, Programs};
 use bench::cluster::Cluster;
 
-/// The commands of which the slowest counts.
-const COMMANDS: &[&[&str]] = &[
-    &["status"],
-    &["status", "-o", "json"],
-    &["peers"],
-    &["peers", "-o", "wide"],
-    &["peers", "-o", "json"],
-    &["explain", "172.16.0.2"],
-    &["plan"],
-    &["doctor"],
-    &["version"],
-    &["help"],
-];
 /// Leases put one by one in each run.
 const SINGLES: u32 = 100;
 /// Leases put at once.
@@ -42,8 +28,6 @@ struct Run {
     peak: f64,
     puts: Vec<Duration>,
     burst: Duration,
-    /// The slowest command, in its best of three runs; none of Go flannel.
-    command: Option<Duration>,
 }
 
 /// Measures each program `runs` times with `n` leases in etcd, in turn.
@@ -61,12 +45,7 @@ pub(crate) fn compare(programs: &Programs, n: u32, runs: u32) -> Result<(), Erro
                 let routes = Routes::listen(LEN)?;
                 let started = Instant::now();
                 let agent = Agent::start(programs, program, 0, &cluster.args(), dir.path())?;
-                let run = runtime.block_on(run(&cluster, &agent, &routes, started, n)).and_then(|mut run| {
-                    if program == Program::Ours {
-                        run.command = slowest(programs, &cluster, dir.path())?;
-                    }
-                    Ok(run)
-                });
+                let run = runtime.block_on(run(&cluster, &agent, &routes, started, n));
                 let run = run.map_err(|error| format!("{program:?}, {n} leases: {error}\n{}", agent.last_words()))?;
                 agent.stop()?;
                 measured.push((program, run));
@@ -90,19 +69,7 @@ pub(crate) fn compare(programs: &Programs, n: u32, runs: u32) -> Result<(), Erro
     print("flanneld_memory_peak", "MiB", None, &|run| vec![run.peak]);
     print("flanneld_put", "ms", at(2.0, 2.0), &|run| run.puts.iter().map(|took| took.as_secs_f64() * 1e3).collect());
     print("flanneld_burst", "s", at(0.25, 0.25), &|run| vec![run.burst.as_secs_f64()]);
-    print("flanneld_command", "ms", at(100.0, 100.0), &|run| {
-        run.command.iter().map(|took| took.as_secs_f64() * 1e3).collect()
-    });
     Ok(())
-}
-
-/// Returns how long the slowest command takes.
-fn slowest(programs: &Programs, cluster: &Cluster, dir: &Path) -> Result<Option<Duration>, Error> {
-    let best = |words: &&[&str]| -> Result<Duration, Error> {
-        (0..3).try_fold(Duration::MAX, |best, _| Ok(best.min(programs.ask(&cluster.args(), dir, words)?)))
-    };
-    let best: Vec<_> = COMMANDS.iter().map(best).collect::<Result<_, _>>()?;
-    Ok(best.into_iter().max())
 }
 
 async fn run(cluster: &Cluster, agent: &Agent, routes: &Routes, started: Instant, n: u32) -> Result<Run, Error> {
@@ -126,7 +93,7 @@ async fn run(cluster: &Cluster, agent: &Agent, routes: &Routes, started: Instant
     cluster.put(&many).await?;
     let burst = routes.until(last as usize, PATIENCE)?.saturating_duration_since(begun);
     complete(routes.count())?;
-    Ok(Run { start, cpu, memory, peak, puts, burst, command: None })
+    Ok(Run { start, cpu, memory, peak, puts, burst })
 }
 
 /// Each route has its neighbour and its forwarding entry.
