@@ -122,8 +122,8 @@ impl Backend for Udp {
         wanted::advertise(&self.config, context)
     }
 
-    fn hardware_address(&self, _: &LeaseAttrs, _: Family) -> Result<Option<MacAddr>, Skip> {
-        Ok(None)
+    fn hardware_address(&self, attrs: &LeaseAttrs, family: Family) -> Result<Option<MacAddr>, Skip> {
+        wire::port(attrs, family).map(|_| None)
     }
 
     fn base(&self, local: &LocalNode) -> State {

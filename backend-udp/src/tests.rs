@@ -2,6 +2,7 @@ use std::net::SocketAddr;
 
 use flannel_core::backend::{BackendError, LocalNode, Skip};
 use flannel_core::kernel::{Forward, LinkKind, Tun};
+use flannel_core::lease::Json;
 use flannel_core::net::Dual;
 use flannel_core::testing::backend_contract::{self, Made};
 use flannel_core::testing::samples::{self, lease, node_address, node_subnet};
@@ -72,6 +73,29 @@ fn a_peer_is_forwarded_to_at_its_public_address() {
     assert_eq!((port(Family::V4), port(Family::V6)), (8285, 9000));
     let of_go = lease(3, &[Family::V4], "");
     assert_eq!(backend.peer(&local, &of_go, Family::V6), Err(Skip::NoAddress(Family::V6)));
+}
+
+#[test]
+fn a_peer_whose_port_does_not_parse_is_skipped() {
+    let (backend, local) = made(&Family::BOTH);
+    let mut peer = lease(2, &Family::BOTH, "");
+    for (data, problem) in [
+        (r#"{"Port":0}"#, "BackendV6Data: Port: 0 is no UDP port"),
+        (r#"{"Port":70000}"#, "BackendV6Data: Port: 70000 is no UDP port"),
+        (r#"{"Port":"8285"}"#, "BackendV6Data: Port: "),
+        (r#"[8285]"#, "BackendV6Data: "),
+    ] {
+        peer.attrs.backend_data.v6 = Some(Json::parse(data).unwrap());
+        let Err(Skip::BadData(found)) = backend.peer(&local, &peer, Family::V6) else { panic!("{data}") };
+        assert!(found.starts_with(problem), "{data}: {found}");
+        assert_eq!(backend.hardware_address(&peer.attrs, Family::V6), Err(Skip::BadData(found)));
+        // IPv4 has no data, and the peer keeps it.
+        assert!(backend.peer(&local, &peer, Family::V4).is_ok());
+        assert_eq!(backend.hardware_address(&peer.attrs, Family::V4), Ok(None));
+    }
+    peer.attrs.backend_data.v6 = Some(Json::parse("{}").unwrap());
+    let (_, forward) = backend.peer(&local, &peer, Family::V6).unwrap().forward.unwrap();
+    assert_eq!(forward.endpoint.port(), backend.config().port);
 }
 
 #[test]

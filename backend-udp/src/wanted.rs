@@ -114,6 +114,6 @@ pub(crate) fn peer(config: &Config, local: &LocalNode, peer: &Peer, family: Fami
         return Err(Skip::NoAddress(family));
     };
     let key = ForwardKey { link: DEVICE, prefix: *subnet };
-    let port = wire::port(&peer.attrs, family).unwrap_or(config.port);
+    let port = wire::port(&peer.attrs, family)?.unwrap_or(config.port);
     Ok(PeerState::default().with_forward(key, Forward::to(SocketAddr::new(*addr, port))))
 }
