@@ -140,7 +140,7 @@ impl Store {
             Ok(node) => node,
             Err(error) => return vec![Check::failed(Subject::Node, Verdict::Bad, error.into())],
         };
-        let config = self.config();
+        let config = self.config().await;
         let subnets = match &config {
             Ok(config) => assigned(name, &node, config),
             // The required families are not known.

@@ -8,6 +8,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::api::first_line;
@@ -85,7 +86,13 @@ impl Access {
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
-        let mut config = self.config().await?;
+        let access = self.clone();
+        let read = spawn_blocking(move || Handle::current().block_on(access.config())).await;
+        let mut config = read.map_err(|error| AccessError {
+            at: "the files of the connection".to_owned(),
+            problem: error.to_string(),
+            remedy: "try again",
+        })??;
         config.connect_timeout = Some(CONNECT);
         // The callers detect silence: a watch may be silent for long.
         config.read_timeout = None;
@@ -115,6 +122,7 @@ impl Access {
         self.connect().await.map(|connection| connection.client)
     }
 
+    /// Reads the settings. Blocks on disk I/O.
     async fn config(&self) -> Result<kube::Config, AccessError> {
         let url = match &self.url {
             Some(url) => Some(parse_url(url)?),

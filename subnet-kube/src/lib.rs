@@ -54,6 +54,8 @@ mod protobuf;
 #[cfg(test)]
 mod scripted;
 mod store;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::collections::hash_map::RandomState;
@@ -317,7 +319,7 @@ impl SubnetManager for KubeSubnets {
     }
 
     async fn network_config(&self) -> Result<NetworkConfig, SubnetError> {
-        self.store.config()
+        self.store.config().await
     }
 
     async fn previous(&self, node: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {

@@ -26,7 +26,7 @@ use crate::protobuf::TYPE;
 use crate::protobuf::testing::{event, list, member, number};
 use crate::{ConfigSource, KubeSubnets, NodeName, Options};
 
-type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
+pub(crate) type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
 /// The events of a test, in order.
 #[derive(Debug, Clone)]
@@ -342,15 +342,15 @@ fn half(bytes: &[u8]) -> Bytes {
     Bytes::copy_from_slice(&bytes[..bytes.len() / 2])
 }
 
-fn sent(body: UnsyncBoxBody<Bytes, io::Error>) -> Answer {
+pub(crate) fn sent(body: UnsyncBoxBody<Bytes, io::Error>) -> Answer {
     Response::builder().header(CONTENT_TYPE, TYPE).body(body).unwrap()
 }
 
-fn full(bytes: impl Into<Bytes>) -> UnsyncBoxBody<Bytes, io::Error> {
+pub(crate) fn full(bytes: impl Into<Bytes>) -> UnsyncBoxBody<Bytes, io::Error> {
     Full::from(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-fn status(code: u16, message: &str) -> Answer {
+pub(crate) fn status(code: u16, message: &str) -> Answer {
     let answer = Response::builder().status(code).header(RETRY_AFTER, 1);
     answer.body(full(message.to_owned())).unwrap()
 }

@@ -56,10 +56,16 @@ fn now() -> String {
 }
 
 impl Store {
-    pub(crate) fn config(&self) -> Result<NetworkConfig, SubnetError> {
+    pub(crate) async fn config(&self) -> Result<NetworkConfig, SubnetError> {
         match &self.config {
             ConfigSource::Fixed(config) => Ok(config.clone()),
-            ConfigSource::File(path) => read_config(path),
+            ConfigSource::File(path) => {
+                let path = path.clone();
+                let read = tokio::task::spawn_blocking(move || read_config(&path)).await;
+                read.unwrap_or_else(|source| {
+                    Err(SubnetError::Unavailable { doing: "reading the network configuration", source: source.into() })
+                })
+            }
         }
     }
 
@@ -148,7 +154,7 @@ impl Store {
 
     pub(crate) async fn previous(&self, name: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
         const DOING: &str = "reading the previous lease";
-        let config = self.config()?;
+        let config = self.config().await?;
         let answer = match self.api.node(name.as_str()).await {
             Err(fault) if fault.kind == Kind::Missing => return Ok(Vec::new()),
             result => result.map_err(|fault| fault.into_subnet_error(DOING))?,
@@ -167,7 +173,7 @@ impl Store {
 
     pub(crate) async fn acquire(&self, name: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
         const DOING: &str = "acquiring a lease";
-        let config = self.config()?;
+        let config = self.config().await?;
         let answer = self.own_node(name.as_str(), DOING).await?;
         let node = self.parse_own(&answer, DOING)?;
         let subnets = assigned(name.as_str(), &node, &config)?;
@@ -183,7 +189,7 @@ impl Store {
     pub(crate) async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
         const DOING: &str = "writing the lease";
         let name = lease.key.as_str();
-        let config = self.config()?;
+        let config = self.config().await?;
         let answer = match self.api.node(name).await {
             Err(fault) if fault.kind == Kind::Missing => {
                 return Err(SubnetError::Lost(format!("Node {name} is gone")));

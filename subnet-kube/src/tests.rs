@@ -1,0 +1,47 @@
+//! The store's operations, with answers that a real server cannot be made to give.
+
+use std::io;
+
+use flannel_core::config::Allocation;
+use flannel_core::subnet::SubnetManager;
+use futures_util::FutureExt;
+use http::Request;
+use kube::client::Body;
+
+use super::*;
+use crate::scripted::Answer;
+
+/// Returns a client whose requests are answered by this function.
+fn client<F>(mut answer: impl FnMut(Request<Body>) -> F + Send + 'static) -> kube::Client
+where
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let serve = move |request: Request<Body>| answer(request).map(Ok::<_, io::Error>);
+    kube::Client::new(tower::service_fn(serve), "default")
+}
+
+fn options() -> Options {
+    let network = br#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+    let config = ConfigSource::Fixed(NetworkConfig::parse(network, Allocation::External).unwrap());
+    Options::new(NodeName::Named(NodeIdentity::new("node-0").unwrap()), config)
+}
+
+#[test]
+fn files_are_not_read_on_the_callers_task() {
+    let options = Options { config: ConfigSource::File("/nowhere/net-conf.json".into()), ..options() };
+    let access = Access::kubeconfig("/nowhere/kubeconfig");
+    // With its only other thread occupied, a runtime reads no file.
+    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    runtime.block_on(async {
+        let store = KubeSubnets::new(client(|_| std::future::pending()), options);
+        tokio::task::spawn_blocking(move || held.recv());
+        assert!(store.network_config().now_or_never().is_none());
+        assert!(access.connect().now_or_never().is_none());
+        drop(release);
+        let error = store.network_config().await.unwrap_err().to_string();
+        assert!(error.contains("/nowhere/net-conf.json"), "{error}");
+        let error = access.connect().await.map(drop).unwrap_err().to_string();
+        assert!(error.contains("/nowhere/kubeconfig"), "{error}");
+    });
+}
