@@ -4,12 +4,14 @@ use std::io;
 
 use flannel_core::config::Allocation;
 use flannel_core::subnet::SubnetManager;
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt};
 use http::Request;
 use kube::client::Body;
 
 use super::*;
-use crate::scripted::Answer;
+use crate::nodes::tests::Model;
+use crate::protobuf::testing::{event, list};
+use crate::scripted::{Answer, full, sent};
 
 /// Returns a client whose requests are answered by this function.
 fn client<F>(mut answer: impl FnMut(Request<Body>) -> F + Send + 'static) -> kube::Client
@@ -44,4 +46,21 @@ fn files_are_not_read_on_the_callers_task() {
         let error = access.connect().await.map(drop).unwrap_err().to_string();
         assert!(error.contains("/nowhere/kubeconfig"), "{error}");
     });
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_before_a_broken_one_are_reported_before_the_error() {
+    let answer = |request: Request<Body>| {
+        let is_watch = request.uri().query().unwrap_or_default().contains("watch=true");
+        let bytes = match is_watch {
+            true => [event("ADDED", &Model::plain().message(1, 2)), event("UNKNOWN", b"")].concat(),
+            false => list("1", &[]),
+        };
+        std::future::ready(sent(full(bytes)))
+    };
+    let mut watch = KubeSubnets::new(client(answer), options()).watch();
+    let mut next = async || watch.next().await.unwrap();
+    assert!(matches!(next().await, Ok(LeaseEvent::Reset(records)) if records.is_empty()));
+    assert!(matches!(next().await, Ok(LeaseEvent::Upsert(_))));
+    assert!(next().await.is_err());
 }

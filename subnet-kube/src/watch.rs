@@ -64,8 +64,8 @@ struct Watch {
     source: Option<Source>,
     /// How long to wait before the next step.
     pause: Option<Duration>,
-    /// Events that are not reported yet.
-    ready: VecDeque<Result<LeaseEvent, SubnetError>>,
+    /// Events and errors that are not reported yet.
+    ready: VecDeque<Item>,
     jitter: Jitter,
 }
 
@@ -111,7 +111,8 @@ impl Watch {
             if let Err(fault) = self.step().await {
                 let lived = self.source.take().map(|source| source.since.elapsed());
                 self.pause = Some(self.list_watch.failed(lived));
-                return Err(fault.into_subnet_error("watching the nodes"));
+                // After the events that came before it.
+                self.ready.push_back(Err(fault.into_subnet_error("watching the nodes")));
             }
         }
     }
@@ -205,18 +206,25 @@ impl Watch {
             return Ok(());
         };
         source.events.feed(&bytes);
-        while let Some(event) = source.events.next()? {
-            match take(&event, &self.store.keys, &mut self.list_watch, &mut self.nodes) {
-                Ok(news) => self.ready.extend(news.map(Ok)),
-                Err(Stop::Fault(fault)) => return Err(fault),
-                Err(Stop::List(pause)) => {
-                    self.source = None;
-                    self.pause = pause;
-                    break;
-                }
+        let taken = self.take_events();
+        self.report_own();
+        match taken {
+            Ok(()) => Ok(()),
+            Err(Stop::Fault(fault)) => Err(fault),
+            Err(Stop::List(pause)) => {
+                self.source = None;
+                self.pause = pause;
+                Ok(())
             }
         }
-        self.report_own();
+    }
+
+    /// Handles the events that were received whole.
+    fn take_events(&mut self) -> Result<(), Stop> {
+        let Some(source) = &mut self.source else { return Ok(()) };
+        while let Some(event) = source.events.next()? {
+            self.ready.extend(take(&event, &self.store.keys, &mut self.list_watch, &mut self.nodes)?.map(Ok));
+        }
         Ok(())
     }
 
