@@ -37,8 +37,8 @@ pub(crate) enum Kind {
     Denied,
     /// The object does not exist.
     Missing,
-    /// The object was replaced; the request was not carried out.
-    Conflict,
+    /// Another object has its name by now; the request was not carried out.
+    Replaced,
     /// The requested version is gone.
     Gone,
     /// The server refused the request.
@@ -155,10 +155,11 @@ impl Fault {
             }
             StatusCode::FORBIDDEN => Self::new(Kind::Denied, problem, POLICY),
             StatusCode::NOT_FOUND => Self::new(Kind::Missing, problem, "check the name"),
-            StatusCode::CONFLICT => Self::new(Kind::Conflict, problem, "try again"),
+            // Others changed the object each time that the server tried to apply the patch.
+            StatusCode::CONFLICT => Self::new(Kind::Refused, problem, "try again"),
             // A patch with the uid of a Node that was replaced by another.
             StatusCode::UNPROCESSABLE_ENTITY if said.contains("metadata.uid") => {
-                Self::new(Kind::Conflict, problem, "try again")
+                Self::new(Kind::Replaced, problem, "try again")
             }
             StatusCode::UNPROCESSABLE_ENTITY => Self::new(Kind::Denied, problem, POLICY),
             StatusCode::GONE => Self::new(Kind::Gone, problem, "list again"),
@@ -173,7 +174,7 @@ impl Fault {
         let source = Box::new(self.error);
         match self.kind {
             Kind::Denied => SubnetError::Denied { doing, source },
-            Kind::Cut | Kind::Missing | Kind::Conflict | Kind::Gone | Kind::Refused | Kind::Busy(_) => {
+            Kind::Cut | Kind::Missing | Kind::Replaced | Kind::Gone | Kind::Refused | Kind::Busy(_) => {
                 SubnetError::Unavailable { doing, source }
             }
         }

@@ -205,7 +205,7 @@ impl Store {
         }
         let overwrite = self.overwrite(&node)?;
         self.publish(name, &node, &lease.attrs, &overwrite).await.map_err(|fault| match fault.kind {
-            Kind::Missing | Kind::Conflict => SubnetError::Lost(format!("Node {name} was deleted meanwhile")),
+            Kind::Missing | Kind::Replaced => SubnetError::Lost(format!("Node {name} was deleted meanwhile")),
             _ => fault.into_subnet_error(DOING),
         })?;
         Ok(lease.clone())
@@ -226,7 +226,7 @@ impl Store {
         let there = Key::WRITTEN.into_iter().filter(|key| node.annotations.text(*key).is_some());
         match self.patch(name, &node, there.map(|key| (key, Value::Null)).collect()).await {
             // It no longer belongs to this node.
-            Err(fault) if matches!(fault.kind, Kind::Missing | Kind::Conflict) => Ok(()),
+            Err(fault) if matches!(fault.kind, Kind::Missing | Kind::Replaced) => Ok(()),
             result => result.map_err(|fault| fault.into_subnet_error(DOING)),
         }
     }

@@ -3,15 +3,17 @@
 use std::io;
 
 use flannel_core::config::Allocation;
+use flannel_core::lease::LeaseAttrs;
 use flannel_core::subnet::SubnetManager;
 use futures_util::{FutureExt, StreamExt};
-use http::Request;
+use http::{Method, Request};
 use kube::client::Body;
 
 use super::*;
+use crate::nodes::locked;
 use crate::nodes::tests::Model;
-use crate::protobuf::testing::{event, list};
-use crate::scripted::{Answer, full, sent};
+use crate::protobuf::testing::{event, list, object};
+use crate::scripted::{Answer, full, sent, status};
 
 /// Returns a client whose requests are answered by this function.
 fn client<F>(mut answer: impl FnMut(Request<Body>) -> F + Send + 'static) -> kube::Client
@@ -63,4 +65,25 @@ async fn events_before_a_broken_one_are_reported_before_the_error() {
     assert!(matches!(next().await, Ok(LeaseEvent::Reset(records)) if records.is_empty()));
     assert!(matches!(next().await, Ok(LeaseEvent::Upsert(_))));
     assert!(next().await.is_err());
+}
+
+#[tokio::test]
+async fn only_a_replaced_node_ends_a_lease() {
+    const REPLACED: (u16, &str) = (422, "metadata.uid: Invalid value: field is immutable");
+    let node = || sent(full(object(&Model::plain().message(0, 1))));
+    let refusal = Arc::new(Mutex::new(None));
+    let refused = Arc::clone(&refusal);
+    let answer = move |request: Request<Body>| {
+        let refusal = locked(&refused).filter(|_| request.method() == Method::PATCH);
+        std::future::ready(refusal.map_or_else(node, |(code, message)| status(code, message)))
+    };
+    let store = KubeSubnets::new(client(answer), options());
+    let attrs = LeaseAttrs::new(Dual { v4: Some([192, 0, 2, 9].into()), v6: None });
+    let lease = store.acquire(&NodeIdentity::new("node-0").unwrap(), Want::new(attrs)).await.unwrap();
+    *locked(&refusal) = Some((409, "the object has been modified"));
+    assert!(matches!(store.renew(&lease).await, Err(SubnetError::Unavailable { .. })));
+    assert!(matches!(store.release(lease.clone()).await, Err(SubnetError::Unavailable { .. })));
+    *locked(&refusal) = Some(REPLACED);
+    assert!(matches!(store.renew(&lease).await, Err(SubnetError::Lost(_))));
+    store.release(lease).await.unwrap();
 }
