@@ -23,7 +23,7 @@ use crate::protobuf::{self, MAX_OBJECT, Malformed, find, number, object, text};
 /// The characters of a name, version or continue token that are not percent-encoded in a URL.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// The longest time to wait when a server asks for it.
+/// The longest time to wait when a server asks for it. Up to a fifth is added.
 const MOST_BUSY: Duration = Duration::from_secs(60);
 
 /// How much of an error response is read, in bytes.
@@ -207,7 +207,10 @@ impl Api {
             // Refused clients must not all return at once.
             let more = u64::try_from(wait.as_millis() / 5).unwrap_or(u64::MAX).max(1);
             let more = Duration::from_millis(locked(&self.jitter).number() % more);
-            *locked(&self.busy_until) = Some(Instant::now() + wait + more);
+            // A request that was sent earlier may have been told to wait for longer.
+            let until = Instant::now() + wait + more;
+            let mut busy_until = locked(&self.busy_until);
+            *busy_until = busy_until.max(Some(until));
         }
         Err(fault)
     }

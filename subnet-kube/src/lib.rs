@@ -21,8 +21,8 @@
 //! uid, podCIDRs and these annotations are kept. Everything is read as Kubernetes' protobuf, which costs server and
 //! client less than JSON.
 //!
-//! Each request is sent once and has a deadline. If the server asks clients to wait (`Retry-After`), all calls wait, up
-//! to a minute.
+//! Each request is sent once and has a deadline. If the server asks clients to wait (`Retry-After`), all calls wait: at
+//! most a minute, and a random part of a fifth more.
 //!
 //! The program that links this crate chooses the Kubernetes version of the types in `k8s-openapi`, by a feature of that
 //! crate.

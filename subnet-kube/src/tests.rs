@@ -6,8 +6,10 @@ use flannel_core::config::Allocation;
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::subnet::SubnetManager;
 use futures_util::{FutureExt, StreamExt};
-use http::{Method, Request};
+use http::header::RETRY_AFTER;
+use http::{Method, Request, Response};
 use kube::client::Body;
+use tokio::time::{Instant, sleep};
 
 use super::*;
 use crate::nodes::locked;
@@ -86,4 +88,25 @@ async fn only_a_replaced_node_ends_a_lease() {
     *locked(&refusal) = Some(REPLACED);
     assert!(matches!(store.renew(&lease).await, Err(SubnetError::Lost(_))));
     store.release(lease).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_of_several_requested_waits_counts() {
+    let answer = |request: Request<Body>| async move {
+        let busy = |seconds| Response::builder().status(429).header(RETRY_AFTER, seconds).body(full("")).unwrap();
+        match request.uri().path() {
+            "/api/v1/nodes/a" => busy(30),
+            "/api/v1/nodes/b" => {
+                sleep(Duration::from_secs(1)).await;
+                busy(1)
+            }
+            _ => sent(full(object(b""))),
+        }
+    };
+    let api = Api::new(client(answer), Timeouts::default(), String::new());
+    let begun = Instant::now();
+    let (first, second) = tokio::join!(api.node("a"), api.node("b"));
+    assert!(first.is_err() && second.is_err());
+    api.node("c").await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(30), "{:?}", begun.elapsed());
 }
