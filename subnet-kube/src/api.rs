@@ -1,19 +1,20 @@
 //! Requests to the API server: one try each, with a deadline.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use flannel_core::backoff::Jitter;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, DATE, RETRY_AFTER};
-use http::{Method, Request, Response, StatusCode};
+use http::response::Parts;
+use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
 use kube::client::Body;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::Timeouts;
 use crate::error::{Fault, Kind, Rule};
@@ -33,7 +34,7 @@ const MAX_REFUSAL: usize = 64 << 10;
 pub(crate) struct Api {
     client: kube::Client,
     /// The server's name in errors.
-    server: String,
+    server: Arc<str>,
     pub(crate) timeouts: Timeouts,
     /// The server asked for no request before this time.
     busy_until: Mutex<Option<Instant>>,
@@ -50,6 +51,11 @@ pub(crate) struct Review {
 /// A body that is being received.
 pub(crate) struct Arriving {
     body: Body,
+    /// The server's name in errors.
+    server: Arc<str>,
+    /// How long the request may take, and when that time is over.
+    limit: Duration,
+    until: Instant,
 }
 
 impl Arriving {
@@ -61,7 +67,7 @@ impl Arriving {
         loop {
             match self.body.frame().await {
                 None => return Ok(None),
-                Some(Err(error)) => return Err(Fault::of(&error)),
+                Some(Err(error)) => return Err(Fault::of(&error).at(&self.server)),
                 Some(Ok(frame)) => {
                     // Trailers are not used.
                     if let Ok(bytes) = frame.into_data() {
@@ -72,30 +78,47 @@ impl Arriving {
         }
     }
 
-    /// Returns the next bytes within `limit`.
-    pub(crate) async fn within(&mut self, limit: Duration) -> Result<Option<Bytes>, Fault> {
-        timeout(limit, self.next()).await.unwrap_or_else(|_| Err(Fault::late(limit)))
+    /// Returns the next bytes, and waits for them as long as for an answer.
+    ///
+    /// # Cancel safety
+    /// As [`next`](Self::next).
+    pub(crate) async fn next_in_time(&mut self) -> Result<Option<Bytes>, Fault> {
+        let limit = self.limit;
+        timeout(limit, self.next()).await.unwrap_or_else(|_| Err(self.late()))
     }
 
-    /// Returns the whole body, of at most `max` bytes, within `limit`.
-    async fn whole(&mut self, limit: Duration, max: usize) -> Result<Vec<u8>, Fault> {
+    /// Returns the whole body, of at most `max` bytes, before the request has taken too long.
+    async fn whole(mut self, max: usize) -> Result<Vec<u8>, Fault> {
+        let until = self.until;
         let read = async {
             let mut whole = Vec::new();
             while let Some(bytes) = self.next().await? {
                 if whole.len() + bytes.len() > max {
-                    return Err(Fault::malformed(format!("an answer of more than {max} bytes")));
+                    let fault = Fault::malformed(format!("an answer of more than {max} bytes"));
+                    return Err(fault.at(&self.server));
                 }
                 whole.extend_from_slice(&bytes);
             }
             Ok(whole)
         };
-        timeout(limit, read).await.unwrap_or_else(|_| Err(Fault::late(limit)))
+        let read = timeout_at(until, read).await;
+        read.unwrap_or_else(|_| Err(self.late()))
+    }
+
+    fn late(&self) -> Fault {
+        Fault::late(self.limit).at(&self.server)
     }
 }
 
 impl Api {
     pub(crate) fn new(client: kube::Client, timeouts: Timeouts, server: String) -> Self {
-        Self { client, server, timeouts, busy_until: Mutex::default(), jitter: Mutex::new(Jitter::random()) }
+        Self {
+            client,
+            server: server.into(),
+            timeouts,
+            busy_until: Mutex::default(),
+            jitter: Mutex::new(Jitter::random()),
+        }
     }
 
     /// Returns an answer that contains a Node.
@@ -143,10 +166,10 @@ impl Api {
             } },
         });
         let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
-        let response = self.answer(Method::POST, path, asked.to_string().into(), Rule::Review).await?;
-        let date = response.headers().get(DATE).and_then(|value| value.to_str().ok());
+        let (head, arriving) = self.answer(Method::POST, path, asked.to_string().into(), Rule::Review).await?;
+        let date = head.headers.get(DATE).and_then(|value| value.to_str().ok());
         let date = date.and_then(|text| DateTimeParser::new().parse_timestamp(text).ok());
-        let answer = Arriving { body: response.into_body() }.whole(self.timeouts.request, MAX_OBJECT).await?;
+        let answer = arriving.whole(MAX_OBJECT).await?;
         // `SelfSubjectAccessReview { status: { allowed } }`
         Ok(Review { is_allowed: number(find(object(&answer)?, &[3, 1])?) != 0, date })
     }
@@ -162,16 +185,15 @@ impl Api {
     }
 
     async fn object(&self, method: Method, path: &str, body: Vec<u8>, rule: Rule) -> Result<Vec<u8>, Fault> {
-        let mut arriving = self.open(method, path, body, rule).await?;
-        arriving.whole(self.timeouts.request, MAX_OBJECT).await
+        self.open(method, path, body, rule).await?.whole(MAX_OBJECT).await
     }
 
     async fn open(&self, method: Method, path: &str, body: Vec<u8>, rule: Rule) -> Result<Arriving, Fault> {
-        Ok(Arriving { body: self.answer(method, path, body, rule).await?.into_body() })
+        self.answer(method, path, body, rule).await.map(|(_, arriving)| arriving)
     }
 
     /// Sends a request, and waits until the answer starts.
-    async fn answer(&self, method: Method, path: &str, body: Vec<u8>, rule: Rule) -> Result<Response<Body>, Fault> {
+    async fn answer(&self, method: Method, path: &str, body: Vec<u8>, rule: Rule) -> Result<(Parts, Arriving), Fault> {
         let busy_until = *locked(&self.busy_until);
         if let Some(until) = busy_until {
             sleep_until(until).await;
@@ -191,18 +213,21 @@ impl Api {
         }
         let request = request.body(Body::from(body)).map_err(|error| Fault::malformed(&error))?;
         let limit = self.timeouts.request;
-        let response = timeout(limit, self.client.send(request)).await.map_err(|_| Fault::late(limit));
+        let until = Instant::now() + limit;
+        let response = timeout_at(until, self.client.send(request)).await.map_err(|_| Fault::late(limit));
         let response = response.and_then(|sent| sent.map_err(|error| Fault::of(&error)));
-        let response = response.map_err(|fault| fault.at(&self.server))?;
-        if response.status().is_success() {
-            let kind = response.headers().get(CONTENT_TYPE).map_or(&b"nothing"[..], |kind| kind.as_bytes());
+        let (head, body) = response.map_err(|fault| fault.at(&self.server))?.into_parts();
+        let arriving = Arriving { body, server: Arc::clone(&self.server), limit, until };
+        if head.status.is_success() {
+            let kind = head.headers.get(CONTENT_TYPE).map_or(&b"nothing"[..], |kind| kind.as_bytes());
             if !kind.starts_with(protobuf::TYPE.as_bytes()) {
                 let kind: String = text(kind).chars().take(64).collect();
-                return Err(Fault::malformed(format!("an answer in {kind} and not in {}", protobuf::TYPE)));
+                let fault = Fault::malformed(format!("an answer in {kind} and not in {}", protobuf::TYPE));
+                return Err(fault.at(&self.server));
             }
-            return Ok(response);
+            return Ok((head, arriving));
         }
-        let fault = self.refusal(response, rule).await;
+        let fault = refusal(&head, arriving, rule).await;
         if let Kind::Busy(Some(wait)) = fault.kind {
             // Refused clients must not all return at once.
             let more = u64::try_from(wait.as_millis() / 5).unwrap_or(u64::MAX).max(1);
@@ -214,15 +239,14 @@ impl Api {
         }
         Err(fault)
     }
+}
 
-    async fn refusal(&self, response: Response<Body>, rule: Rule) -> Fault {
-        let code = response.status();
-        let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-        let retry_after = seconds.map(|seconds| Duration::from_secs(seconds).min(MOST_BUSY));
-        let mut arriving = Arriving { body: response.into_body() };
-        let answer = arriving.whole(self.timeouts.request, MAX_REFUSAL).await.unwrap_or_default();
-        Fault::status(code, &said(&answer), retry_after, rule)
-    }
+/// Returns the fault of a refused request.
+async fn refusal(head: &Parts, arriving: Arriving, rule: Rule) -> Fault {
+    let seconds = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let retry_after = seconds.map(|seconds| Duration::from_secs(seconds).min(MOST_BUSY));
+    let answer = arriving.whole(MAX_REFUSAL).await.unwrap_or_default();
+    Fault::status(head.status, &said(&answer), retry_after, rule)
 }
 
 /// Returns the fault in an event of a watch: `Status { message, code }`.

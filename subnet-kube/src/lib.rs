@@ -144,7 +144,7 @@ pub enum ConfigSource {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Timeouts {
-    /// The longest wait for an answer, or for the next piece of a list. Default: 10 s.
+    /// The longest time from a request to the end of its answer, or to the next piece of a list. Default: 10 s.
     pub request: Duration,
     /// The longest silence of a watch: then it is reopened where it was. Default: 45 s, so that with
     /// [`request`](Self::request) a silent server is detected within a minute.
@@ -158,7 +158,7 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    /// Sets the limit for an answer.
+    /// Sets the limit for a request with its answer.
     #[must_use]
     pub fn with_request(self, request: Duration) -> Self {
         Self { request, ..self }

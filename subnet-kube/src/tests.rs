@@ -5,9 +5,11 @@ use std::io;
 use flannel_core::config::Allocation;
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::subnet::SubnetManager;
-use futures_util::{FutureExt, StreamExt};
-use http::header::RETRY_AFTER;
+use futures_util::{FutureExt, StreamExt, stream};
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{Method, Request, Response};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
 use kube::client::Body;
 use tokio::time::{Instant, sleep};
 
@@ -109,4 +111,32 @@ async fn the_longest_of_several_requested_waits_counts() {
     assert!(first.is_err() && second.is_err());
     api.node("c").await.unwrap();
     assert!(begun.elapsed() >= Duration::from_secs(30), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_has_one_deadline_and_its_errors_name_the_server() {
+    const STEP: Duration = Duration::from_secs(6);
+    let slow = stream::once(async {
+        sleep(STEP).await;
+        Ok(Frame::data(object(b"").into()))
+    });
+    let cut = stream::once(std::future::ready(Err(io::ErrorKind::ConnectionReset.into())));
+    let html = Response::builder().header(CONTENT_TYPE, "text/html").body(full("")).unwrap();
+    for (answer, delay, problem) in [
+        (sent(StreamBody::new(slow).boxed_unsync()), STEP, "no answer within 10s"),
+        (sent(StreamBody::new(cut).boxed_unsync()), Duration::ZERO, "connection reset"),
+        (html, Duration::ZERO, "an answer in text/html"),
+    ] {
+        let mut answer = Some(answer);
+        let answer = move |_| {
+            let answer = answer.take();
+            async move {
+                sleep(delay).await;
+                answer.unwrap()
+            }
+        };
+        let api = Api::new(client(answer), Timeouts::default(), "https://192.0.2.1".to_owned());
+        let error = api.node("a").await.unwrap_err().error.to_string();
+        assert!(error.contains("https://192.0.2.1: ") && error.contains(problem), "{error}");
+    }
 }

@@ -158,7 +158,7 @@ impl Watch {
     async fn list(&mut self, query: &str, mut take: impl FnMut(&mut Nodes, &Node<'_>)) -> Result<String, Fault> {
         let mut arriving = self.store.api.list_nodes(query).await?;
         let mut items = Items::default();
-        while let Some(bytes) = arriving.within(self.store.api.timeouts.request).await? {
+        while let Some(bytes) = arriving.next_in_time().await? {
             items.feed(&bytes);
             while let Some(item) = items.next()? {
                 take(&mut self.nodes, &Node::parse(item, &self.store.keys)?);
