@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -71,6 +72,9 @@ impl Access {
 
     /// Creates a client and returns it with the server's URL. Sends nothing yet. A token file is read again every
     /// minute, so that a rotated token is used in time.
+    ///
+    /// A credential plug-in is run again before its token expires. If it does not end, each request that waits for it
+    /// leaves a thread of the runtime's blocking pool behind until it does.
     ///
     /// The client requests compressed answers and does not repeat requests. Certificates are read once. With a
     /// kubeconfig, the proxy is that of the kubeconfig, else that of the environment variables that Go programs use.
@@ -190,11 +194,13 @@ impl fmt::Debug for Access {
 async fn client(config: kube::Config) -> Result<kube::Client, kube::Error> {
     let (sender, made) = oneshot::channel();
     let runtime = Handle::current();
-    std::thread::spawn(move || {
+    let make = move || {
         let _entered = runtime.enter();
         // An error means that the caller was cancelled.
         let _ = sender.send(kube::Client::try_from(config));
-    });
+    };
+    let thread = thread::Builder::new().name("kube-client".to_owned()).spawn(make);
+    thread.map_err(|error| kube::Error::Service(Box::new(error)))?;
     made.await.unwrap_or_else(|error| Err(kube::Error::Service(Box::new(error))))
 }
 
