@@ -125,25 +125,28 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
 }
 
 impl Entry {
-    /// Stores a configuration and the interface's name. The file is replaced atomically and synced: after a crash of the host, DEL
-    /// needs it to release the addresses that host-local keeps reserved.
+    /// Stores a configuration and the interface's name. Each file is replaced atomically and synced: after a crash of the host,
+    /// DEL needs the configuration to release the addresses that host-local keeps reserved.
     pub(crate) fn store(&self, text: &str, ifname: &str) -> Result<(), Error> {
-        let temporary = self.beside("tmp");
+        let (temporary, temporary_name) = (self.beside("tmp"), self.beside("ifname.tmp"));
         let write = || {
-            let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary);
-            file.and_then(|mut file| {
-                file.write_all(text.as_bytes())?;
-                file.sync_data()
-            })?;
+            write_synced(&temporary, text)?;
             if ifname == DEFAULT_IFNAME {
                 self.forget_ifname();
             } else {
-                fs::write(self.beside("ifname"), ifname)?;
+                write_synced(&temporary_name, ifname)?;
+                fs::rename(&temporary_name, self.beside("ifname"))?;
             }
-            fs::rename(&temporary, &self.path)
+            fs::rename(&temporary, &self.path)?;
+            // A rename survives a crash only once the directory is synced.
+            File::open(self.path.parent().unwrap_or(Path::new(".")))?.sync_all()
         };
         write().map_err(|source| {
             let _ = fs::remove_file(&temporary);
+            let _ = fs::remove_file(&temporary_name);
+            if !self.path.is_file() {
+                self.forget_ifname();
+            }
             Error::State { doing: "writing", path: self.path.clone(), source }
         })
     }
@@ -160,7 +163,8 @@ impl Entry {
     /// Returns the name of the container's interface. GC needs it, and Go flannel's format does not contain it.
     pub(crate) fn ifname(&self) -> String {
         let found = files::read(&self.beside("ifname"), Trust::Owners, 64).ok().flatten();
-        found.and_then(|text| String::from_utf8(text).ok()).unwrap_or_else(|| DEFAULT_IFNAME.to_owned())
+        let name = found.and_then(|text| String::from_utf8(text).ok()).filter(|name| !name.is_empty());
+        name.unwrap_or_else(|| DEFAULT_IFNAME.to_owned())
     }
 
     fn forget_ifname(&self) {
@@ -174,8 +178,9 @@ impl Entry {
     }
 
     pub(crate) fn remove(&self) -> Result<(), Error> {
-        // A killed call may have left it.
+        // A killed call may have left them.
         let _ = fs::remove_file(self.beside("tmp"));
+        let _ = fs::remove_file(self.beside("ifname.tmp"));
         self.forget_ifname();
         match fs::remove_file(&self.path) {
             Err(source) if source.kind() != ErrorKind::NotFound => {
@@ -184,6 +189,13 @@ impl Entry {
             _ => Ok(()),
         }
     }
+}
+
+/// Writes and syncs a file that only its owner can read.
+fn write_synced(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_data()
 }
 
 impl Drop for Entry {
@@ -253,5 +265,25 @@ mod tests {
         fs::create_dir(dir.path().join(".c1.tmp")).unwrap();
         assert!(entry.store("new", DEFAULT_IFNAME).unwrap_err().to_string().contains("writing"));
         assert_eq!(entry.load().unwrap().unwrap(), b"old");
+    }
+
+    #[test]
+    fn the_name_of_an_interface_is_stored_only_with_its_entry() {
+        let dir = tempfile::tempdir().unwrap();
+        let entry = Store(dir.path()).entry(&id("c1"), Call::Needs).unwrap();
+        let name = dir.path().join(".c1.ifname");
+        // The rename over a directory fails.
+        fs::create_dir(dir.path().join("c1")).unwrap();
+        entry.store("new", "net1").unwrap_err();
+        assert!(!name.exists());
+        fs::remove_dir(dir.path().join("c1")).unwrap();
+        entry.store("new", "net1").unwrap();
+        assert_eq!((entry.ifname().as_str(), fs::metadata(&name).unwrap().mode() & 0o777), ("net1", 0o600));
+        // As a crash of the host left it before names were synced.
+        fs::write(&name, "").unwrap();
+        assert_eq!(entry.ifname(), DEFAULT_IFNAME);
+        entry.remove().unwrap();
+        drop(entry);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
     }
 }
