@@ -89,7 +89,7 @@ fn read_stored(text: &[u8]) -> Option<Object> {
 
 /// Returns the name of the plug-in that a configuration is for.
 fn kind(config: &Object) -> Result<&str, Error> {
-    const PLACE: &str = "`delegate.type`";
+    const PLACE: &str = "delegate.type";
     let kind = config.get("type").and_then(Value::as_str).unwrap_or_default();
     conf::check_type(kind, PLACE).map(|()| kind)
 }

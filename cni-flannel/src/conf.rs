@@ -59,7 +59,7 @@ impl Conf {
             && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
         if !name_is_right {
             let problem = "has to be letters, digits, `_`, `.` and `-`, a letter or digit first";
-            return Err(Error::Config { place: "`name`", problem: problem.to_owned() });
+            return Err(Error::Config { place: "name", problem: problem.to_owned() });
         }
         let delegate = object(&mut fields, "delegate")?.unwrap_or_default();
         check_delegate(&delegate)?;
@@ -114,14 +114,14 @@ fn check_delegate(delegate: &Object) -> Result<(), Error> {
     let error = |place, problem: &str| Err(Error::Config { place, problem: problem.to_owned() });
     match delegate.get("type") {
         None => {}
-        Some(Value::String(kind)) => check_type(kind, "`delegate.type`")?,
-        Some(_) => return error("`delegate.type`", "is not a string"),
+        Some(Value::String(kind)) => check_type(kind, "delegate.type")?,
+        Some(_) => return error("delegate.type", "is not a string"),
     }
     if delegate.contains_key("name") {
-        return error("`delegate.name`", "must not be there: it is the network's");
+        return error("delegate.name", "must not be there: it is the network's");
     }
     if delegate.contains_key("ipam") {
-        return error("`delegate.ipam`", "must not be there: write it as `ipam` beside `delegate`");
+        return error("delegate.ipam", "must not be there: write it as `ipam` beside `delegate`");
     }
     Ok(())
 }
@@ -144,7 +144,7 @@ fn wait(fields: &Object) -> Result<Duration, Error> {
         None | Some(Value::Null) => WAIT,
         Some(value) => value.as_u64().filter(|seconds| *seconds <= MAX_WAIT).ok_or_else(|| {
             let problem = format!("is not a number of seconds from 0 to {MAX_WAIT}");
-            Error::Config { place: "`waitForAgent`", problem }
+            Error::Config { place: "waitForAgent", problem }
         })?,
     };
     Ok(Duration::from_secs(seconds))
@@ -186,11 +186,11 @@ mod tests {
             ("[]", "not a JSON object"),
             (r#"{"name":"#, "not a JSON object"),
             (r#"{"name":"n","cniVersion":"9.0.0"}"#, "9.0.0"),
-            (r#"{"name":"n","cniVersion":1}"#, "cniVersion"),
+            (r#"{"name":"n","cniVersion":1}"#, "`cniVersion`"),
             ("{}", "`name`"),
             (r#"{"name":"../n"}"#, "`name`"),
-            (r#"{"name":"n","ipam":3}"#, "ipam"),
-            (r#"{"name":"n","delegate":[]}"#, "delegate"),
+            (r#"{"name":"n","ipam":3}"#, "`ipam`"),
+            (r#"{"name":"n","delegate":[]}"#, "`delegate`"),
             (r#"{"name":"n","delegate":{"type":3}}"#, "`delegate.type`"),
             (r#"{"name":"n","delegate":{"type":"../bridge"}}"#, "`delegate.type`"),
             (r#"{"name":"n","delegate":{"type":"flannel"}}"#, "`delegate.type`"),
@@ -198,7 +198,7 @@ mod tests {
             (r#"{"name":"n","delegate":{"ipam":{}}}"#, "`delegate.ipam`"),
             (r#"{"name":"n","waitForAgent":"15s"}"#, "`waitForAgent`"),
             (r#"{"name":"n","waitForAgent":111}"#, "`waitForAgent`"),
-            (r#"{"name":"n","cni.dev/valid-attachments":[{}]}"#, "valid-attachments"),
+            (r#"{"name":"n","cni.dev/valid-attachments":[{}]}"#, "`cni.dev/valid-attachments`"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.to_string().contains(named), "{text}: {error}");

@@ -85,7 +85,7 @@ fn cidr(text: &str) -> Option<String> {
 }
 
 fn bad_route(problem: &str) -> Error {
-    Error::Config { place: "`ipam.routes`", problem: problem.to_owned() }
+    Error::Config { place: "ipam.routes", problem: problem.to_owned() }
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ pub(crate) enum Error {
     Stdin(#[source] io::Error),
     #[error("the configuration on stdin is not a JSON object: {0}")]
     Decode(String),
-    #[error("{place} of the configuration {problem}")]
+    #[error("`{place}` of the configuration {problem}")]
     Config { place: &'static str, problem: String },
     #[error("the plug-in {name:?} is in no directory of CNI_PATH: install it")]
     NoPlugin { name: String },
