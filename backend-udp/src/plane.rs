@@ -5,7 +5,6 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use flannel_core::kernel::{DataPlane, Forward, KernelError, Limitation, LinkName, OnChange, Tunnel};
 use flannel_core::net::{Dual, Prefix};
@@ -14,12 +13,8 @@ use nix::net::if_::if_indextoname;
 
 use crate::path::{
     Buffers, Counters, Notify, OpenMode, Path, PathError, Settings, SocketError, Table, Tun, TunError, Watch,
-    check_sockets,
+    check_sockets, retry,
 };
-
-/// How often opening a device in use is tried, and the pause between tries.
-const TRIES: u32 = 10;
-const PAUSE: Duration = Duration::from_millis(10);
 
 /// Carries packets between TUN devices and UDP sockets. Attach it to a kernel
 /// ([`NetlinkKernel::with_data_plane`](flannel_core::netlink::NetlinkKernel::with_data_plane)). It is idle until a
@@ -141,16 +136,9 @@ impl Drop for UdpDataPlane {
     }
 }
 
-/// Opens a device. A device that was just closed may stay in use for a moment: a forked child of this process holds all
-/// descriptors until it executes its program.
+/// Opens a device, also one that was just closed.
 fn open_when_free(name: &LinkName, mode: OpenMode, queues: usize) -> Result<Tun, TunError> {
-    for _ in 1..TRIES {
-        match Tun::open(name.as_str(), mode, queues) {
-            Err(TunError::Busy { .. }) => std::thread::sleep(PAUSE),
-            opened => return opened,
-        }
-    }
-    Tun::open(name.as_str(), mode, queues)
+    retry(|| Tun::open(name.as_str(), mode, queues), |error| matches!(error, TunError::Busy { .. }))
 }
 
 fn sockets(tunnel: &Tunnel) -> Dual<SocketAddr> {
@@ -181,7 +169,8 @@ impl DataPlane for UdpDataPlane {
         }
         let Some(index) = index else {
             // Checked before the device is created, so that a device is not created and deleted in vain.
-            check_sockets(sockets(tunnel)).map_err(|error| path_error(name, error.into()))?;
+            let checked = retry(|| check_sockets(sockets(tunnel)), SocketError::is_in_use);
+            checked.map_err(|error| path_error(name, error.into()))?;
             return self.start(name, OpenMode::Create, tunnel, Table::new(tunnel.subnets));
         };
         let threads = |tunnel: &Tunnel| (tunnel.queues, tunnel.socket_buffer);

@@ -78,8 +78,8 @@ pub use tun::{OpenMode, Tun, TunError};
 
 /// The most queued requests. Each has a caller that waits for it.
 const QUEUE: usize = 16;
-/// How often binding an address in use is tried, and the pause between tries. In total longer than the wait for a full
-/// socket.
+/// How often opening something in use is tried, and the pause between tries: a tenth of a second in total. A send on a
+/// full socket may hold a closed address for longer.
 const TRIES: usize = 10;
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -178,6 +178,18 @@ pub fn check_sockets(wanted: Dual<SocketAddr>) -> Result<(), SocketError> {
     wanted.iter().try_for_each(|(family, local)| socket::check(*local, family))
 }
 
+/// Opens a device or socket again while it is in use. What was just closed may stay open for a moment: a send may still
+/// be in progress on a socket, and a forked child of this process holds all descriptors until it executes its program.
+pub(crate) fn retry<T, E>(mut open: impl FnMut() -> Result<T, E>, is_in_use: impl Fn(&E) -> bool) -> Result<T, E> {
+    for _ in 1..TRIES {
+        match open() {
+            Err(error) if is_in_use(&error) => thread::sleep(PAUSE),
+            opened => return opened,
+        }
+    }
+    open()
+}
+
 /// An error from starting or changing a path.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -242,14 +254,8 @@ impl Path {
     /// [`PathError::Socket`] if a socket cannot be bound; the sockets stay as they were. Retry with back-off.
     /// [`PathError::Ended`] if the threads have ended. Final for this path.
     pub fn set_sockets(&self, wanted: Dual<SocketAddr>) -> Result<(), PathError> {
-        for _ in 1..TRIES {
-            match self.try_sockets(wanted) {
-                // In use by a closed socket on which a send is still in progress.
-                Err(PathError::Socket(SocketError::InUse { .. })) => thread::sleep(PAUSE),
-                done => return done,
-            }
-        }
-        self.try_sockets(wanted)
+        let is_in_use = |error: &PathError| matches!(error, PathError::Socket(error) if error.is_in_use());
+        retry(|| self.try_sockets(wanted), is_in_use)
     }
 
     fn try_sockets(&self, wanted: Dual<SocketAddr>) -> Result<(), PathError> {

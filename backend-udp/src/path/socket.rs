@@ -56,6 +56,12 @@ pub enum SocketError {
     },
 }
 
+impl SocketError {
+    pub(crate) fn is_in_use(&self) -> bool {
+        matches!(self, Self::InUse { .. })
+    }
+}
+
 /// Socket buffer sizes, in bytes. The kernel may grant less without `CAP_NET_ADMIN`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

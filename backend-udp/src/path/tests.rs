@@ -5,7 +5,7 @@ mod lab;
 
 use flannel_core::net::Family;
 
-use super::{Counters, Offload, OpenMode, Tun};
+use super::{Counters, Offload, OpenMode, TRIES, Tun, retry};
 use crate::path as api;
 use lab::{Link, Shape, TUN, nodes, only, transfer};
 
@@ -32,6 +32,17 @@ fn without(offloads: &[Offload], link: Link) -> [Counters; 2] {
         drop(path);
         watch.counters()
     })
+}
+
+#[test]
+fn what_is_in_use_is_tried_again_and_other_errors_are_returned() {
+    let open = |results: &[Result<(), bool>]| {
+        let mut left = results.iter();
+        (retry(|| *left.next().unwrap(), |is_in_use| *is_in_use), left.count())
+    };
+    assert_eq!(open(&[Err(true), Err(true), Ok(()), Ok(())]), (Ok(()), 1));
+    assert_eq!(open(&[Err(true), Err(false), Ok(())]), (Err(false), 1));
+    assert_eq!(open(&[Err(true); TRIES]), (Err(true), 0));
 }
 
 #[test]
