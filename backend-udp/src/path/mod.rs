@@ -53,6 +53,7 @@ mod tx;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
@@ -106,6 +107,7 @@ pub struct Watch {
     shared: Weak<Shared>,
     sending: Vec<Arc<Cells>>,
     receiving: Arc<Cells>,
+    overflowed: Arc<AtomicU64>,
 }
 
 impl Watch {
@@ -114,7 +116,8 @@ impl Watch {
         let mut counters = Counters::default();
         self.sending.iter().for_each(|cells| cells.add_to(&mut counters, |counters| &mut counters.sent));
         self.receiving.add_to(&mut counters, |counters| &mut counters.received);
-        counters.overflowed = self.shared.upgrade().map_or(0, |shared| shared.overflowed());
+        let last = || self.overflowed.load(Ordering::Relaxed);
+        counters.overflowed = self.shared.upgrade().map_or_else(last, |shared| shared.overflowed());
         counters
     }
 
@@ -270,7 +273,7 @@ impl Path {
 
     /// Returns the addresses and ports of the sockets.
     pub fn sockets(&self) -> Dual<SocketAddr> {
-        self.shared.sockets.load().map(|_, socket| socket.local())
+        self.shared.bound().sockets.map(|_, socket| socket.local())
     }
 
     /// Changes the table in one step. Each change is a subnet and its new endpoint, or `None` to remove the subnet.
@@ -299,8 +302,12 @@ impl Path {
 
     /// Returns a view of the counters for other threads. It does not keep the path alive.
     pub fn watch(&self) -> Watch {
-        let (sending, receiving) = (self.sending.clone(), Arc::clone(&self.receiving));
-        Watch { shared: Arc::downgrade(&self.shared), sending, receiving }
+        Watch {
+            shared: Arc::downgrade(&self.shared),
+            sending: self.sending.clone(),
+            receiving: Arc::clone(&self.receiving),
+            overflowed: Arc::clone(&self.shared.overflowed),
+        }
     }
 
     /// Returns the counters since the start.
@@ -335,5 +342,7 @@ impl Drop for Path {
             // The runtime has reported a panic of the thread; there is no caller to report it to.
             let _ = thread.join();
         }
+        // For those who still watch.
+        self.shared.overflowed();
     }
 }

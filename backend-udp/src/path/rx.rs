@@ -72,7 +72,7 @@ impl Rx {
                         for family in Family::BOTH {
                             sockets.slot(family).take_if(|one| Arc::ptr_eq(one, socket));
                         }
-                        shared.drop_socket(socket, &sockets);
+                        shared.drop_socket(&sockets);
                     }
                     Err(_) => {
                         wait([], &wake, Some(PAUSE));
@@ -145,12 +145,7 @@ fn change(
         };
         *new.slot(family) = Some(socket);
     }
-    for (family, old) in sockets.iter() {
-        if new.get(family).is_none_or(|new| !Arc::ptr_eq(new, old)) {
-            shared.give_up(old);
-        }
-    }
-    shared.sockets.store(Arc::new(new.clone()));
+    shared.set_sockets(new.clone());
     *sockets = new;
     Ok(())
 }
@@ -315,6 +310,8 @@ fn spread(packet: &[u8]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::{TryRecvError, sync_channel};
+
     use nix::sys::epoll::{Epoll, EpollCreateFlags};
 
     use super::*;
@@ -344,6 +341,46 @@ mod tests {
         let mut counters = crate::path::Counters::default();
         cells.add_to(&mut counters, |counters| &mut counters.received);
         assert_eq!((counters.dropped(Reason::TunRefused), counters.received.packets), (1, 0));
+    }
+
+    #[test]
+    fn datagrams_that_sockets_dropped_are_counted_once_while_sockets_are_replaced() {
+        let ns = testkit::Namespace::new("overflow").unwrap();
+        ns.set_up("lo").unwrap();
+        let shared = Shared::new(Table::new(Dual::default()), Offloads::default(), Notify::default()).unwrap();
+        let replace = |_is_over: SyncSender<()>| {
+            let (mut sockets, mut counted) = (Sockets::default(), 0);
+            let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            for port in 1..=1000 {
+                let local = SocketAddr::from(([127, 0, 0, 1], port));
+                change(&shared, &mut sockets, Dual { v4: Some(local), v6: None }, Buffers::new(1, 1)).unwrap();
+                let socket = sockets.v4.clone().unwrap();
+                let inbox = std::net::UdpSocket::from(socket.as_fd().try_clone_to_owned().unwrap());
+                let (mut sent, mut received) = (0, 0);
+                while socket.overflowed() == 0 {
+                    sender.send_to(&[0; 1000], local).unwrap();
+                    sent += 1;
+                }
+                while received + socket.overflowed() < sent {
+                    received += u64::from(inbox.recv(&mut [0; 1000]).is_ok());
+                }
+                counted += socket.overflowed();
+            }
+            change(&shared, &mut sockets, Dual::default(), Buffers::default()).unwrap();
+            counted
+        };
+        let (is_over, replacing) = sync_channel(0);
+        let counted = std::thread::scope(|scope| {
+            let replaced = scope.spawn(|| ns.run(|| replace(is_over)).unwrap());
+            let mut last = 0;
+            while replacing.try_recv() == Err(TryRecvError::Empty) {
+                let now = shared.overflowed();
+                assert!(now >= last, "{now} after {last}");
+                last = now;
+            }
+            replaced.join().unwrap()
+        });
+        assert_eq!(shared.overflowed(), counted);
     }
 
     #[test]

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::narrow::Narrow;
 use super::offload::{Offload, Offloads};
-use super::socket::{Socket, Sockets};
+use super::socket::Sockets;
 use super::table::Table;
 
 /// A callback for when the device or a socket is lost, or the path becomes slower than possible. Default: none.
@@ -48,12 +48,20 @@ pub(crate) struct Shared {
     pub(crate) stopped: EventFd,
     is_tun_gone: AtomicBool,
     pub(crate) table: Arc<ArcSwap<Table>>,
-    pub(crate) sockets: ArcSwap<Sockets>,
+    bound: ArcSwap<Bound>,
     pub(crate) offloads: Offloads,
     pub(crate) narrow: Narrow,
     notify: Notify,
+    /// The number that [`overflowed`](Self::overflowed) returned last. It outlives the path.
+    pub(crate) overflowed: Arc<AtomicU64>,
+}
+
+/// The sockets in use. Replaced as one value, so that no datagram is counted for a closed socket and for an open one.
+#[derive(Debug, Default)]
+pub(crate) struct Bound {
+    pub(crate) sockets: Sockets,
     /// The number of datagrams that closed sockets dropped because their buffers were full.
-    overflowed: AtomicU64,
+    overflowed: u64,
 }
 
 impl Shared {
@@ -63,11 +71,11 @@ impl Shared {
             stopped: event()?,
             is_tun_gone: AtomicBool::new(false),
             table: Arc::new(ArcSwap::from_pointee(table)),
-            sockets: ArcSwap::from_pointee(Sockets::default()),
+            bound: ArcSwap::default(),
             offloads,
             narrow: Narrow::default(),
             notify,
-            overflowed: AtomicU64::new(0),
+            overflowed: Arc::default(),
         })
     }
 
@@ -105,10 +113,23 @@ impl Shared {
         }
     }
 
-    /// Closes a socket that another process destroyed, and calls the callback.
-    pub(crate) fn drop_socket(&self, lost: &Socket, left: &Sockets) {
-        self.give_up(lost);
-        self.sockets.store(Arc::new(left.clone()));
+    /// Returns the sockets in use.
+    pub(crate) fn bound(&self) -> Guard<Arc<Bound>> {
+        self.bound.load()
+    }
+
+    /// Replaces the sockets. Only the receiving thread does.
+    pub(crate) fn set_sockets(&self, sockets: Sockets) {
+        let former = self.bound.load();
+        let is_kept = |family, old| sockets.get(family).is_some_and(|new| Arc::ptr_eq(new, old));
+        let closed = former.sockets.iter().filter(|(family, old)| !is_kept(*family, old));
+        let overflowed = former.overflowed + closed.map(|(_, old)| old.overflowed()).sum::<u64>();
+        self.bound.store(Arc::new(Bound { sockets, overflowed }));
+    }
+
+    /// Stops using a socket that another process destroyed, and calls the callback.
+    pub(crate) fn drop_socket(&self, left: &Sockets) {
+        self.set_sockets(left.clone());
         self.notify.tell();
     }
 
@@ -117,16 +138,13 @@ impl Shared {
         !self.is_tun_gone.load(Ordering::Acquire)
     }
 
-    /// Adds the count of a socket that is about to be closed. Called before it is closed, so that the sum never
-    /// decreases.
-    pub(crate) fn give_up(&self, socket: &Socket) {
-        self.overflowed.fetch_add(socket.overflowed(), Ordering::Relaxed);
-    }
-
     /// Returns the number of datagrams that were dropped because a socket buffer was full.
     pub(crate) fn overflowed(&self) -> u64 {
-        let now: u64 = self.sockets.load().iter().map(|(_, socket)| socket.overflowed()).sum();
-        self.overflowed.load(Ordering::Relaxed) + now
+        let bound = self.bound.load();
+        let open: u64 = bound.sockets.iter().map(|(_, socket)| socket.overflowed()).sum();
+        let now = bound.overflowed + open;
+        // A replaced socket may drop more before it is closed, which the next value lacks.
+        self.overflowed.fetch_max(now, Ordering::Relaxed).max(now)
     }
 
     /// Waits for some time, or until the threads have to end.

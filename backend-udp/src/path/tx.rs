@@ -211,11 +211,11 @@ impl Tx {
     /// Sends the batch. The packets stay in the arena.
     fn send(&mut self) {
         if !self.outbox.messages().is_empty() {
-            let sockets = self.shared.sockets.load();
+            let bound = self.shared.bound();
             for family in Family::BOTH {
                 let is_of = |message: &&Message| Family::of(message.to.ip()) == family;
                 if self.outbox.messages().iter().any(|message| is_of(&message)) {
-                    self.send_on(sockets.get(family).map(|socket| &**socket), family);
+                    self.send_on(bound.sockets.get(family).map(|socket| &**socket), family);
                 }
             }
         }
