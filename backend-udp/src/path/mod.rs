@@ -61,7 +61,6 @@ use std::time::{Duration, Instant};
 
 use flannel_core::kernel::Limitation;
 use flannel_core::net::{Dual, Prefix};
-use nix::sys::eventfd::EventFd;
 
 use coalesce::Merging;
 use counters::Cells;
@@ -90,8 +89,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub struct Path {
     tun: Tun,
     shared: Arc<Shared>,
-    commands: Option<SyncSender<Command>>,
-    wake: Arc<EventFd>,
+    commands: SyncSender<Command>,
     buffers: Buffers,
     /// The counters of the threads that send.
     sending: Vec<Arc<Cells>>,
@@ -222,8 +220,7 @@ impl Path {
         let (commands, receiver) = sync_channel(QUEUE);
         let mut path = Self {
             shared: Arc::clone(&shared),
-            commands: Some(commands),
-            wake: Arc::new(shared::event().map_err(start)?),
+            commands,
             buffers: settings.buffers,
             sending: queues.iter().map(|_| Arc::default()).collect(),
             receiving: Arc::default(),
@@ -242,8 +239,8 @@ impl Path {
             let (shared, queue) = (Arc::clone(&shared), Arc::clone(queue));
             path.spawn("flannel-tx", move || Tx::new(shared, cells, queue, header).run())?;
         }
-        let (cells, wake) = (Arc::clone(&path.receiving), Arc::clone(&path.wake));
-        let rx = Rx { shared, cells, queues, header, merging, commands: receiver, wake };
+        let cells = Arc::clone(&path.receiving);
+        let rx = Rx { shared, cells, queues, header, merging, commands: receiver };
         path.spawn("flannel-rx", move || rx.run())?;
         Ok(path)
     }
@@ -263,11 +260,9 @@ impl Path {
 
     fn try_sockets(&self, wanted: Dual<SocketAddr>) -> Result<(), PathError> {
         let (reply, answer) = sync_channel(1);
-        let commands = self.commands.as_ref().ok_or(PathError::Ended)?;
         let command = Command::Sockets { wanted, buffers: self.buffers, reply };
-        commands.send(command).map_err(|_| PathError::Ended)?;
-        // The write fails only if the counter is full, and then the thread is awake.
-        let _ = self.wake.write(1);
+        self.commands.send(command).map_err(|_| PathError::Ended)?;
+        self.shared.wake();
         Ok(answer.recv().map_err(|_| PathError::Ended)??)
     }
 
@@ -336,8 +331,6 @@ impl Path {
 impl Drop for Path {
     fn drop(&mut self) {
         self.shared.stop();
-        self.commands = None;
-        let _ = self.wake.write(1);
         for thread in self.threads.drain(..) {
             // The runtime has reported a panic of the thread; there is no caller to report it to.
             let _ = thread.join();

@@ -44,13 +44,11 @@ pub(crate) struct Rx {
     pub(crate) header: usize,
     pub(crate) merging: Merging,
     pub(crate) commands: Commands<Command>,
-    /// Readable if there is a command, or the thread has to end.
-    pub(crate) wake: Arc<EventFd>,
 }
 
 impl Rx {
     pub(crate) fn run(self) {
-        let Self { shared, cells, queues, header, merging, commands, wake } = self;
+        let Self { shared, cells, queues, header, merging, commands } = self;
         let mut sockets = Sockets::default();
         let mut receiver = Receiver::new();
         let mut delivery = Delivery {
@@ -61,30 +59,32 @@ impl Rx {
         while !shared.is_stopping() {
             let held = |socket: Option<&Arc<Socket>>| socket.filter(|_| shared.has_tun()).cloned();
             let (v4, v6) = (held(sockets.v4.as_ref()), held(sockets.v6.as_ref()));
-            let (is_woken, ready) = wait_for(v4.as_deref(), v6.as_deref(), &wake);
+            let (is_woken, ready) = wait_for(v4.as_deref(), v6.as_deref(), &shared.wake);
             for (socket, _) in [v4.as_ref(), v6.as_ref()].into_iter().zip(ready).filter(|(_, ready)| *ready) {
                 let Some(socket) = socket else { continue };
                 match delivery.drain(socket, &mut receiver) {
                     Ok(()) => {}
-                    // Another process destroyed the socket (`ss --kill`). Kernels differ in whether it stays bound, so
-                    // a new one is bound.
-                    Err(Errno::ECONNABORTED) => {
-                        for family in Family::BOTH {
-                            sockets.slot(family).take_if(|one| Arc::ptr_eq(one, socket));
-                        }
-                        shared.drop_socket(&sockets);
-                    }
+                    Err(Errno::ECONNABORTED) => socket.set_lost(),
                     Err(_) => {
-                        wait([], &wake, Some(PAUSE));
+                        wait([], &shared.wake, Some(PAUSE));
                     }
                 }
+            }
+            drop((v4, v6));
+            if is_woken {
+                // The event is reset before sockets and commands are looked at: the next wait sees any later wake-up.
+                let _ = shared.wake.read();
+            }
+            // Kernels differ in whether a destroyed socket stays bound, so a new one is bound.
+            if sockets.iter().any(|(_, socket)| socket.is_lost()) {
+                for family in Family::BOTH {
+                    sockets.slot(family).take_if(|socket| socket.is_lost());
+                }
+                shared.drop_lost(&sockets);
             }
             if !is_woken {
                 continue;
             }
-            drop((v4, v6));
-            // The event is reset before the commands are read: the next wait sees any later wake-up.
-            let _ = wake.read();
             while let Ok(Command::Sockets { wanted, buffers, reply }) = commands.try_recv() {
                 let former = sockets.clone();
                 let changed = change(&shared, &mut sockets, wanted, buffers);

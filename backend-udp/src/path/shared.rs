@@ -15,7 +15,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::narrow::Narrow;
 use super::offload::{Offload, Offloads};
-use super::socket::Sockets;
+use super::socket::{Socket, Sockets};
 use super::table::Table;
 
 /// A callback for when the device or a socket is lost, or the path becomes slower than possible. Default: none.
@@ -46,6 +46,8 @@ pub(crate) struct Shared {
     is_stopping: AtomicBool,
     /// Readable once the threads have to end.
     pub(crate) stopped: EventFd,
+    /// Readable if the receiving thread has to look at its commands and sockets, or has to end.
+    pub(crate) wake: EventFd,
     is_tun_gone: AtomicBool,
     pub(crate) table: Arc<ArcSwap<Table>>,
     bound: ArcSwap<Bound>,
@@ -69,6 +71,7 @@ impl Shared {
         Ok(Self {
             is_stopping: AtomicBool::new(false),
             stopped: event()?,
+            wake: event()?,
             is_tun_gone: AtomicBool::new(false),
             table: Arc::new(ArcSwap::from_pointee(table)),
             bound: ArcSwap::default(),
@@ -84,6 +87,19 @@ impl Shared {
         self.is_stopping.store(true, Ordering::Release);
         // The write fails only if the counter is full, and then it is readable.
         let _ = self.stopped.write(1);
+        self.wake();
+    }
+
+    /// Makes the receiving thread close a socket that another process destroyed.
+    pub(crate) fn lose(&self, socket: &Socket) {
+        socket.set_lost();
+        self.wake();
+    }
+
+    /// Wakes the receiving thread.
+    pub(crate) fn wake(&self) {
+        // As above.
+        let _ = self.wake.write(1);
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -127,8 +143,8 @@ impl Shared {
         self.bound.store(Arc::new(Bound { sockets, overflowed }));
     }
 
-    /// Stops using a socket that another process destroyed, and calls the callback.
-    pub(crate) fn drop_socket(&self, left: &Sockets) {
+    /// Uses only the sockets that are left when another process destroyed one, and calls the callback.
+    pub(crate) fn drop_lost(&self, left: &Sockets) {
         self.set_sockets(left.clone());
         self.notify.tell();
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use flannel_core::net::{Dual, Family};
 use nix::errno::Errno;
@@ -17,6 +18,7 @@ use super::sys;
 pub(crate) struct Socket {
     fd: OwnedFd,
     local: SocketAddr,
+    is_lost: AtomicBool,
 }
 
 /// The sockets in use.
@@ -127,13 +129,23 @@ impl Socket {
             offloads.degrade(Offload::UdpGro, errno);
         }
         bind(fd.as_raw_fd(), &SockaddrStorage::from(local)).map_err(failed)?;
-        Ok(Self { fd, local })
+        Ok(Self { fd, local, is_lost: AtomicBool::new(false) })
     }
 
     /// Returns the number of datagrams dropped because the receive buffer was full.
     pub(crate) fn overflowed(&self) -> u64 {
         // Kernels before 4.12 do not report it.
         sys::overflowed(self.fd.as_fd()).map_or(0, u64::from)
+    }
+
+    /// Records that another process destroyed it (`ss --kill`). The kernel reports that only once, to the thread that
+    /// sends or receives first.
+    pub(crate) fn set_lost(&self) {
+        self.is_lost.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::Acquire)
     }
 
     /// Returns the bound address and port.

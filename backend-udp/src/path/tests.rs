@@ -1,13 +1,18 @@
-//! Tests without offloads that this kernel supports.
+//! Tests of private state, and without offloads that this kernel supports.
 
 #[path = "../../tests/lab/mod.rs"]
 mod lab;
 
-use flannel_core::net::Family;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
 
-use super::{Counters, Offload, OpenMode, TRIES, Tun, retry};
+use flannel_core::net::{Dual, Family};
+use testkit::Namespace;
+
+use super::{Counters, Notify, Offload, OpenMode, Path, Settings, TRIES, Table, Tun, retry};
 use crate::path as api;
-use lab::{Link, Shape, TUN, nodes, only, transfer};
+use lab::{Link, PATIENCE, PORT, Shape, TUN, nodes, only, transfer};
 
 const BYTES: usize = 8 << 20;
 
@@ -43,6 +48,23 @@ fn what_is_in_use_is_tried_again_and_other_errors_are_returned() {
     assert_eq!(open(&[Err(true), Err(true), Ok(()), Ok(())]), (Ok(()), 1));
     assert_eq!(open(&[Err(true), Err(false), Ok(())]), (Err(false), 1));
     assert_eq!(open(&[Err(true); TRIES]), (Err(true), 0));
+}
+
+#[test]
+fn a_socket_that_was_lost_in_sending_is_closed_and_reported() {
+    let ns = Namespace::new("lost").unwrap();
+    ns.set_up("lo").unwrap();
+    let (sender, lost) = channel();
+    let settings = Settings::default().with_notify(Notify::call(Arc::new(move || sender.send(()).unwrap())));
+    let open = || Tun::open(TUN, OpenMode::Create, 1).unwrap();
+    let path = ns.run(|| Path::start(open(), settings, Table::new(Dual::default())).unwrap()).unwrap();
+    let (v4, v6) = (SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)), SocketAddr::from((Ipv6Addr::LOCALHOST, PORT)));
+    path.set_sockets(Dual { v4: Some(v4), v6: Some(v6) }).unwrap();
+    path.shared.lose(path.shared.bound().sockets.v4.as_ref().unwrap());
+    lost.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(path.sockets(), only(v6));
+    path.set_sockets(only(v4)).unwrap();
+    assert_eq!(path.sockets(), only(v4));
 }
 
 #[test]

@@ -304,7 +304,12 @@ impl Outgoing<'_> {
                     }
                     wait([(self.socket.as_fd(), PollFlags::POLLOUT)], &self.shared.stopped, Some(left));
                 }
-                Err(errno) => return (0, Some(errno)),
+                Err(errno) => {
+                    if errno == Errno::ECONNABORTED {
+                        self.shared.lose(self.socket);
+                    }
+                    return (0, Some(errno));
+                }
             }
         }
     }
@@ -334,5 +339,37 @@ impl Outgoing<'_> {
 
     fn reason(&self, errno: Errno) -> Reason {
         if errno == Errno::EAGAIN { Reason::SocketFull } else { Reason::SendRefused }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flannel_core::net::Dual;
+    use testkit::Namespace;
+
+    use super::*;
+    use crate::path::offload::Offloads;
+    use crate::path::shared::Notify;
+    use crate::path::socket::Buffers;
+    use crate::path::table::Table;
+
+    #[test]
+    fn the_receiver_learns_of_a_destroyed_socket_whose_error_a_send_consumed() {
+        let ns = Namespace::new("destroyed").unwrap();
+        ns.set_up("lo").unwrap();
+        let local = SocketAddr::from(([127, 0, 0, 1], 8285));
+        let shared = Shared::new(Table::new(Dual::default()), Offloads::default(), Notify::default()).unwrap();
+        let socket = ns.run(|| Socket::bind(local, Buffers::default(), &shared.offloads).unwrap()).unwrap();
+        let (cells, mut sender) = (Cells::default(), Sender::new(1, 1));
+        let mut send = || {
+            let mut batch = sender.batch();
+            batch.message(local, None);
+            batch.part(b"packet");
+            Outgoing { shared: &shared, cells: &cells, socket: &socket }.send(&mut batch, 0)
+        };
+        assert_eq!((send(), socket.is_lost()), ((1, None), false));
+        ns.destroy_udp_sockets(local.port()).unwrap();
+        assert_eq!((send(), socket.is_lost()), ((0, Some(Errno::ECONNABORTED)), true));
+        assert_eq!(shared.wake.read(), Ok(1));
     }
 }
