@@ -4,8 +4,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::checks::{by_flow, coalesced, split_all};
+use super::checksum::Sum;
 use super::coalesce::{Merging, Taken};
-use super::header::{Ip, Vnet, at, flag};
+use super::header::{self, IPV4, Ip, Vnet, at, flag, put_word, word};
 use super::packets::{Spec, is_right};
 
 /// A step in a sequence of packets: the difference from the previous packet of the same flow.
@@ -138,8 +139,8 @@ proptest! {
         let mut packet = whole.clone();
         // In the form that the kernel passes to the TUN.
         let ip = Ip::parse(&packet).unwrap();
-        let pseudo = super::checksum::Sum::pseudo(ip.source, ip.destination, ip.protocol, packet.len() - transport);
-        super::header::put_word(&mut packet, field, pseudo.unfinished());
+        let pseudo = Sum::pseudo(ip.source, ip.destination, ip.protocol, packet.len() - transport);
+        put_word(&mut packet, field, pseudo.unfinished());
         let kind = match (is_v4, is_tcp) { (_, false) => Vnet::UDP, (true, _) => Vnet::TCP_V4, (false, _) => Vnet::TCP_V6 };
         let vnet = Vnet { flags: 1, kind, segment: size as u16, start: transport as u16,
             offset: (field - transport) as u16, ..Vnet::default() };
@@ -256,6 +257,23 @@ fn of_more_flows_than_are_held_none_is_lost() {
     let packets: Vec<_> = (0..4).flat_map(|nth| flows.iter().map(move |flow| flow[nth].clone())).collect();
     let sink = coalesced(&packets, 200, Merging::Tcp, Taken::Yes);
     assert_eq!(by_flow(&sink.packets), by_flow(&packets));
+}
+
+/// The inner protocol of a tunnel's packet may be UDP, in which zero means that there is no checksum.
+#[test]
+fn a_checksum_of_zero_is_written_as_its_other_representation_for_every_protocol() {
+    const GRE: u8 = 47;
+    let spec = Spec { is_tcp: false, options: Vec::new(), ..Spec::tcp(10) };
+    let mut packet = spec.packet();
+    packet[9] = GRE;
+    header::finish_ipv4(&mut packet, IPV4);
+    put_word(&mut packet, IPV4 + at::udp::CHECKSUM, 0);
+    let rest = Sum::of(&packet[IPV4..]).unfinished();
+    put_word(&mut packet, IPV4 + at::udp::CHECKSUM, !rest);
+    let vnet =
+        Vnet { flags: Vnet::NEEDS_CHECKSUM, start: IPV4 as u16, offset: at::udp::CHECKSUM as u16, ..Vnet::default() };
+    assert_eq!(split_all(&vnet, &mut packet).len(), 1);
+    assert_eq!(word(&packet, IPV4 + at::udp::CHECKSUM), Some(0xffff));
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::checksum::{self, Sum};
-use super::header::{self, Ip, TCP, UDP, Vnet, at, flag, protocol, put_long, put_word, word};
+use super::header::{self, Ip, TCP, UDP, Vnet, at, flag, put_long, put_word, word};
 
 /// The longest headers of a super-packet, in bytes: IPv6 with extension headers and a full TCP header.
 pub(crate) const MAX_HEADERS: usize = 256;
@@ -85,9 +85,8 @@ fn complete(vnet: &Vnet, ip: &Ip, packet: &mut [u8]) -> Option<()> {
         return None;
     }
     let sum = Sum::of(packet.get(start..)?);
-    // Only in UDP does zero mean that there is no checksum.
-    let checksum = if ip.protocol == protocol::UDP { checksum::of_udp(sum) } else { sum.finished() };
-    put_word(packet, field, checksum);
+    // As the kernel does for every protocol (skb_checksum_help): the inner protocol of a tunnel may be UDP.
+    put_word(packet, field, checksum::of_udp(sum));
     Some(())
 }
 
