@@ -90,9 +90,12 @@ pub(crate) fn coalesced(packets: &[Vec<u8>], batch: usize, merging: Merging, tak
     sink
 }
 
+/// Source, destination, protocol, and ports. Fragments have no ports.
+type Flow = (IpAddr, IpAddr, u8, Option<u32>);
+
 /// Returns the packets of each flow in order, without insignificant differences: the identification of packets that
 /// must not be fragmented, and the two representations of a zero checksum.
-pub(crate) fn by_flow(packets: &[Vec<u8>]) -> BTreeMap<(IpAddr, IpAddr, u8, u32), Vec<Vec<u8>>> {
+pub(crate) fn by_flow(packets: &[Vec<u8>]) -> BTreeMap<Flow, Vec<Vec<u8>>> {
     let mut flows = BTreeMap::<_, Vec<_>>::new();
     for packet in packets {
         let Ok(ip) = Ip::parse(packet) else { continue };
@@ -116,7 +119,7 @@ pub(crate) fn by_flow(packets: &[Vec<u8>]) -> BTreeMap<(IpAddr, IpAddr, u8, u32)
                 header::finish_ipv4(&mut packet, ip.header);
             }
         }
-        let ports = long(&packet, ip.header).filter(|_| is_plain).unwrap_or(0);
+        let ports = long(&packet, ip.header).filter(|_| is_plain);
         flows.entry((ip.source, ip.destination, ip.protocol, ports)).or_default().push(packet);
     }
     flows

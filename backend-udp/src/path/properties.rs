@@ -259,6 +259,22 @@ fn of_more_flows_than_are_held_none_is_lost() {
     assert_eq!(by_flow(&sink.packets), by_flow(&packets));
 }
 
+/// A fragment has no ports, and its order counts only among fragments.
+#[test]
+fn a_fragment_is_of_another_flow_than_a_packet_between_ports_of_zero() {
+    let fragment = Spec { fragment: 0x2000, ..Spec::tcp(100) }.packet();
+    let mut packet = Spec::tcp(100).packet();
+    let ip = Ip::parse(&packet).unwrap();
+    packet[IPV4..IPV4 + 4].fill(0);
+    put_word(&mut packet, IPV4 + at::tcp::CHECKSUM, 0);
+    let sum = Sum::pseudo(ip.source, ip.destination, ip.protocol, ip.len - IPV4).and(Sum::of(&packet[IPV4..]));
+    put_word(&mut packet, IPV4 + at::tcp::CHECKSUM, sum.finished());
+    let packets = [packet, fragment];
+    let sink = coalesced(&packets, 2, Merging::Tcp, Taken::Yes);
+    assert_eq!(sink.packets, [packets[1].clone(), packets[0].clone()]);
+    assert_eq!(by_flow(&sink.packets), by_flow(&packets));
+}
+
 /// The inner protocol of a tunnel's packet may be UDP, in which zero means that there is no checksum.
 #[test]
 fn a_checksum_of_zero_is_written_as_its_other_representation_for_every_protocol() {
