@@ -13,7 +13,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let own = Dual { v4: Some("10.5.1.0/24".parse()?), v6: None };
-//! let tun = Tun::open("flannel0", OpenMode::CreateOrAttach, 1)?;
+//! let tun = Tun::open("flannel0", OpenMode::Create, 1)?;
 //! let path = Path::start(tun, Settings::default(), Table::new(own))?;
 //! path.set_sockets(Dual { v4: Some("192.0.2.1:8285".parse()?), v6: None })?;
 //! path.change(&[("10.5.2.0/24".parse()?, Some("192.0.2.2:8285".parse()?))]);
@@ -64,13 +64,12 @@ use flannel_core::net::{Dual, Prefix};
 
 use coalesce::Merging;
 use counters::Cells;
-use offload::Offloads;
+use offload::{Degraded, Offload, Offloads};
 use rx::{Command, Rx};
 use shared::Shared;
 use tx::Tx;
 
 pub use counters::{Counters, Reason, Traffic};
-pub use offload::{Degraded, Offload};
 pub use shared::Notify;
 pub use socket::{Buffers, SocketError};
 pub use table::Table;
@@ -117,11 +116,6 @@ impl Watch {
         let last = || self.overflowed.load(Ordering::Relaxed);
         counters.overflowed = self.shared.upgrade().map_or_else(last, |shared| shared.overflowed());
         counters
-    }
-
-    /// Returns the offloads that are not used, in the order of their detection. Empty once the path has ended.
-    pub fn degraded(&self) -> Vec<Degraded> {
-        self.shared.upgrade().map_or_else(Vec::new, |shared| shared.offloads.list())
     }
 
     /// Returns what makes the path slower than possible: unavailable offloads, and the first 64 peers to which the
@@ -308,11 +302,6 @@ impl Path {
     /// Returns the counters since the start.
     pub fn counters(&self) -> Counters {
         self.watch().counters()
-    }
-
-    /// Returns the offloads that are not used, in the order of their detection.
-    pub fn degraded(&self) -> Vec<Degraded> {
-        self.shared.offloads.list()
     }
 
     /// Whether packets can pass: the device exists and the threads run. An unhealthy path does not recover; start a new

@@ -6,8 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// A kernel offload that makes the path faster. The path works without each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Offload {
+pub(crate) enum Offload {
     /// The TUN describes each packet in a header (`IFF_VNET_HDR`). The other TUN offloads need it.
     VnetHeader,
     /// The TUN passes TCP in super-packets and with unfinished checksums.
@@ -37,12 +36,11 @@ impl fmt::Display for Offload {
 
 /// An offload that is not used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Degraded {
+pub(crate) struct Degraded {
     /// The offload.
-    pub what: Offload,
+    pub(crate) what: Offload,
     /// The reason, such as the kernel's error.
-    pub because: String,
+    pub(crate) because: String,
 }
 
 /// The offloads that are not used. An offload that is listed is not used again during the life of the path.

@@ -10,7 +10,8 @@ use std::sync::mpsc::channel;
 use flannel_core::net::{Dual, Family};
 use testkit::Namespace;
 
-use super::{Counters, Notify, Offload, OpenMode, Path, Settings, TRIES, Table, Tun, retry};
+use super::offload::Offload;
+use super::{Counters, Notify, OpenMode, Path, Settings, TRIES, Table, Tun, retry};
 use crate::path as api;
 use lab::{Link, PATIENCE, PORT, Shape, TUN, nodes, only, transfer};
 
@@ -31,7 +32,7 @@ fn without(offloads: &[Offload], link: Link) -> [Counters; 2] {
         transfer(&one, &two, family, BYTES, || {});
         transfer(&two, &one, family, BYTES, || {});
     }
-    assert_eq!(poor.degraded().iter().map(|degraded| degraded.what).collect::<Vec<_>>(), offloads);
+    assert_eq!(poor.shared.offloads.list().iter().map(|degraded| degraded.what).collect::<Vec<_>>(), offloads);
     [poor, rich].map(|path| {
         let watch = path.watch();
         drop(path);

@@ -27,8 +27,6 @@ pub enum OpenMode {
     /// The device has to exist and be persistent. A device created for one queue must not be open elsewhere; a device
     /// created for several queues can be shared by several processes.
     Attach,
-    /// The device is created if it does not exist.
-    CreateOrAttach,
 }
 
 /// An open TUN device. Dropping this value deletes the device, unless it is persistent.
@@ -163,24 +161,12 @@ impl Tun {
     /// # Errors
     /// [`TunError::Refused`].
     pub fn keep(&self) -> Result<(), TunError> {
-        self.set_persistent(1)
-    }
-
-    /// Makes the device not persistent: it is deleted when this value is dropped.
-    ///
-    /// # Errors
-    /// [`TunError::Refused`].
-    pub fn let_go(&self) -> Result<(), TunError> {
-        self.set_persistent(0)
-    }
-
-    fn set_persistent(&self, persistent: i32) -> Result<(), TunError> {
         let refused = |errno: Errno| TunError::Refused {
-            doing: "saying whether it stays",
+            doing: "making it persistent (TUNSETPERSIST)",
             name: self.name.clone(),
             source: errno.into(),
         };
-        self.queues.first().map_or(Ok(()), |queue| sys::set_persistent(queue.as_fd(), persistent).map_err(refused))
+        self.queues.first().map_or(Ok(()), |queue| sys::set_persistent(queue.as_fd(), 1).map_err(refused))
     }
 
     pub(crate) fn queues(&self) -> &[File] {

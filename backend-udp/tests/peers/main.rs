@@ -103,7 +103,7 @@ fn noise_from_a_peer_harms_nothing() {
         wait_until("all are counted", PATIENCE, || Ok(all(&path) >= round * 100)).unwrap();
     }
     assert!(path.is_healthy());
-    assert_eq!(path.degraded(), []);
+    assert_eq!(path.watch().limitations(), []);
 }
 
 #[test]
