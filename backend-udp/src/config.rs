@@ -20,8 +20,8 @@ pub struct Config {
 
 const DEFAULT_PORT: u16 = 8285;
 const MAX_QUEUES: u64 = 16;
-/// From the size of a full super-packet to the largest value that `SO_RCVBUFFORCE` accepts without overflow
-/// (net/core/sock.c doubles it).
+/// From the size of a full super-packet to 256 MiB, which is far more than a link fills. The kernel grants twice what
+/// `SO_RCVBUFFORCE` asks for, so that it is asked for half.
 const SOCKET_BUFFER: std::ops::RangeInclusive<u64> = 65_536..=268_435_456;
 
 impl Config {

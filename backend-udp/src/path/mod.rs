@@ -2,7 +2,9 @@
 //!
 //! One thread per TUN queue reads packets, finds the peer, splits super-packets, and sends the datagrams in runs that
 //! the kernel cuts again. One thread receives, checks, merges packets of the same flow and writes them to the TUN.
-//! These threads do not allocate, take a lock or wait for each other. Nothing in this module depends on leases.
+//! For each packet, these threads neither allocate nor take a lock, and none waits for another. They do either only when
+//! the table or a socket is replaced, and when the kernel refuses a run of datagrams or an offload. Nothing in this
+//! module depends on leases.
 //!
 //! Sockets are opened in the network namespace of the thread that calls [`Path::start`]: the path's threads inherit it.
 //! The device's addresses, MTU, state, routes and later names are managed elsewhere.
