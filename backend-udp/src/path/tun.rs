@@ -49,7 +49,7 @@ pub enum TunError {
     #[error("{0} queues: a device has from 1 to {MAX_QUEUES}")]
     Queues(usize),
     /// The driver cannot be opened: it is missing, access is denied, or the system is out of descriptors.
-    #[error("cannot open {DRIVER}: load the module tun, or give the container this device")]
+    #[error("cannot open {DRIVER}: {}", driver_remedy(.0))]
     Driver(#[source] io::Error),
     /// The process may not create network devices.
     #[error("the kernel does not let this process have {name}: CAP_NET_ADMIN is needed")]
@@ -132,7 +132,8 @@ impl Tun {
         let files = (1..queues).map(|_| opening.attach(opening.flags()));
         let files = std::iter::once(Ok(first)).chain(files).collect::<Result<Vec<_>, _>>()?;
         let name = opening.name.to_string_lossy().into_owned();
-        let index = if_nametoindex(name.as_str()).map_err(|errno| opening.refused("looking for it", errno))?;
+        let index =
+            if_nametoindex(name.as_str()).map_err(|errno| opening.refused("reading its interface index", errno))?;
         Ok(Self { queues: files, name, index, degraded: opening.degraded })
     }
 
@@ -162,7 +163,7 @@ impl Tun {
     /// [`TunError::Refused`].
     pub fn keep(&self) -> Result<(), TunError> {
         let refused = |errno: Errno| TunError::Refused {
-            doing: "making it persistent (TUNSETPERSIST)",
+            doing: "changing whether the device persists (TUNSETPERSIST)",
             name: self.name.clone(),
             source: errno.into(),
         };
@@ -203,7 +204,8 @@ struct Opening {
 impl Opening {
     fn first(&mut self, without: &[Offload]) -> Result<File, TunError> {
         let file = open()?;
-        let features = sys::features(file.as_fd()).map_err(|errno| self.refused("asking for features", errno))?;
+        let features =
+            sys::features(file.as_fd()).map_err(|errno| self.refused("reading the driver's features", errno))?;
         if !without.contains(&Offload::VnetHeader) {
             self.vnet = features & libc::IFF_VNET_HDR as c_uint;
         }
@@ -255,7 +257,7 @@ impl Opening {
             Errno::EBUSY if self.mode == OpenMode::Create => TunError::Exists { name },
             Errno::EBUSY => TunError::Busy { name },
             Errno::EINVAL if self.exists => TunError::Mismatch { name, queues: self.queues },
-            errno => self.refused("attaching to it", errno),
+            errno => self.refused("attaching to the device (TUNSETIFF)", errno),
         }
     }
 
@@ -264,9 +266,32 @@ impl Opening {
     }
 }
 
+/// Returns what to do if the driver cannot be opened.
+fn driver_remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => "load the module tun, or give the container this device",
+        Some(Errno::EACCES | Errno::EPERM) => "let this program read and write it",
+        Some(Errno::EMFILE | Errno::ENFILE) => "raise the limit of open files, or close some",
+        _ => "see the cause",
+    }
+}
+
 fn open() -> Result<File, TunError> {
     let mut options = OpenOptions::new();
     // std sets O_CLOEXEC.
     options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
     options.open(DRIVER).map_err(TunError::Driver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_remedy_depends_on_why_the_driver_cannot_be_opened() {
+        let text = |errno: Errno| TunError::Driver(errno.into()).to_string();
+        assert!(text(Errno::ENOENT).contains("load the module tun"));
+        assert!(text(Errno::EMFILE).contains("limit of open files"));
+        assert!(text(Errno::EACCES).contains("read and write"));
+    }
 }
