@@ -60,7 +60,7 @@ pub enum InstallError {
     #[error("the CNI configuration {0}")]
     Config(String),
     /// The agent has not written `subnet.env` in time. Retry.
-    #[error("after {} s: {problem}", waited.as_secs())]
+    #[error("subnet.env cannot be used after waiting {} s: {problem}", waited.as_secs())]
     NoSubnet {
         /// How long this waited.
         waited: Duration,
