@@ -50,6 +50,8 @@ pub(crate) struct Sight {
     print: Option<u64>,
 }
 
+const READING: &str = "reading the own node";
+
 /// Returns the time as Kubernetes writes it.
 fn now() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
@@ -106,8 +108,8 @@ impl Store {
 
     pub(crate) async fn this_node(&self) -> Result<ThisNode, SubnetError> {
         let name = self.name().await?.clone();
-        let answer = self.own_node(name.as_str(), "reading the own node").await?;
-        let node = self.parse_own(&answer, "reading the own node")?;
+        let answer = self.own_node(name.as_str(), READING).await?;
+        let node = self.parse_own(&answer, READING)?;
         let public = node.annotations.public();
         let public = public.map_err(|error| self.not_an_address(&error))?;
         Ok(ThisNode::named(name).publishing(self.with_given(public)))
@@ -194,9 +196,9 @@ impl Store {
             Err(fault) if fault.kind == Kind::Missing => {
                 return Err(SubnetError::Lost(format!("Node {name} is gone")));
             }
-            result => result.map_err(|fault| fault.into_subnet_error(DOING))?,
+            result => result.map_err(|fault| fault.into_subnet_error(READING))?,
         };
-        let node = self.parse(&answer, DOING)?;
+        let node = self.parse(&answer, READING)?;
         if node.fence() != lease.fence {
             return Err(SubnetError::Lost(format!("Node {name} was deleted and created again")));
         }
