@@ -132,7 +132,7 @@ impl Watch {
             );
             Limitation::new(format!("path to {to}"), cause)
         };
-        let paths = shared.narrow.list(Instant::now()).into_iter().map(narrow);
+        let paths = shared.narrow_paths.list(Instant::now()).into_iter().map(narrow);
         shared.offloads.list().into_iter().map(offload).chain(paths).collect()
     }
 

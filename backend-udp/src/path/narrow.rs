@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Peers whose path is narrower than the link. Sending threads add to it when the kernel refuses a run, which is rare.
+/// Peers whose path is narrower than the link, as reported to the path's owner. Sending threads add to it when the kernel
+/// refuses a run, which is rare, because each avoids its own [`RefusedRuns`](super::outbox::RefusedRuns).
 #[derive(Debug, Default)]
-pub(crate) struct Narrow(Mutex<BTreeMap<SocketAddr, Refused>>);
+pub(crate) struct NarrowPaths(Mutex<BTreeMap<SocketAddr, Refused>>);
 
 #[derive(Debug, Clone, Copy)]
 struct Refused {
@@ -16,7 +17,7 @@ struct Refused {
     last: Instant,
 }
 
-impl Narrow {
+impl NarrowPaths {
     /// The most peers that are recorded.
     const MOST: usize = 64;
     /// How long a path is shown as narrow after the last refusal. A path in use is retried more often than that.
@@ -51,7 +52,7 @@ mod tests {
 
     #[test]
     fn a_narrow_path_is_new_once_and_forgotten_a_minute_after_its_last_refusal() {
-        let (narrow, start) = (Narrow::default(), Instant::now());
+        let (narrow, start) = (NarrowPaths::default(), Instant::now());
         let peer = |port: u16| SocketAddr::from(([192, 0, 2, 1], port));
         let at = |secs| start + Duration::from_secs(secs);
         assert!(narrow.refuse(peer(1), 1400, at(0)));
@@ -60,6 +61,6 @@ mod tests {
         assert_eq!(narrow.list(at(80)), []);
         assert!(narrow.refuse(peer(1), 1400, at(80)));
         let fresh = (2..1000).filter(|port| narrow.refuse(peer(*port), 1400, at(81))).count();
-        assert_eq!((fresh, narrow.list(at(81)).len()), (Narrow::MOST - 1, Narrow::MOST));
+        assert_eq!((fresh, narrow.list(at(81)).len()), (NarrowPaths::MOST - 1, NarrowPaths::MOST));
     }
 }

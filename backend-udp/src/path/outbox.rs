@@ -127,14 +127,15 @@ impl Outbox {
     }
 }
 
-/// The peers whose path refused runs of a certain size: the path carries less than the link.
+/// Runs that one sending thread avoids: the kernel refused runs of that size to the peer, because the path there carries
+/// less than the link. [`NarrowPaths`](super::narrow::NarrowPaths) is what all threads report of it.
 #[derive(Debug)]
-pub(crate) struct NarrowPaths {
+pub(crate) struct RefusedRuns {
     /// A peer, the smallest refused size in bytes, and the end of the entry's validity.
     refused: Vec<(SocketAddr, usize, Instant)>,
 }
 
-impl NarrowPaths {
+impl RefusedRuns {
     /// The most entries. For further peers, each run is refused again.
     pub(crate) const MOST: usize = 64;
     /// How long an entry is valid. A route's path MTU lasts ten minutes (`mtu_expires`), and may recover sooner.
@@ -225,17 +226,17 @@ mod tests {
 
     #[test]
     fn a_size_that_was_refused_is_sent_one_by_one_for_a_while_and_smaller_ones_are_not() {
-        let (mut paths, now) = (NarrowPaths::new(), Instant::now());
-        paths.refuse(peer(1), 1400, now);
-        paths.refuse(peer(1), 1300, now);
-        paths.refuse(peer(1), 1350, now);
-        assert_eq!([1299, 1300, 1400].map(|size| paths.run(peer(1), size)), [Run::Long, Run::One, Run::One]);
-        assert_eq!(paths.run(peer(2), 1400), Run::Long);
-        (0..1000_u16).for_each(|port| paths.refuse(SocketAddr::from(([192, 0, 2, 9], port)), 1000, now));
-        assert_eq!(paths.refused.len(), NarrowPaths::MOST);
-        let Some(long_ago) = now.checked_sub(NarrowPaths::BELIEVED) else { return };
-        paths.refused.iter_mut().for_each(|(_, _, until)| *until = long_ago);
-        paths.refresh();
-        assert_eq!(paths.run(peer(1), 1400), Run::Long);
+        let (mut runs, now) = (RefusedRuns::new(), Instant::now());
+        runs.refuse(peer(1), 1400, now);
+        runs.refuse(peer(1), 1300, now);
+        runs.refuse(peer(1), 1350, now);
+        assert_eq!([1299, 1300, 1400].map(|size| runs.run(peer(1), size)), [Run::Long, Run::One, Run::One]);
+        assert_eq!(runs.run(peer(2), 1400), Run::Long);
+        (0..1000_u16).for_each(|port| runs.refuse(SocketAddr::from(([192, 0, 2, 9], port)), 1000, now));
+        assert_eq!(runs.refused.len(), RefusedRuns::MOST);
+        let Some(long_ago) = now.checked_sub(RefusedRuns::BELIEVED) else { return };
+        runs.refused.iter_mut().for_each(|(_, _, until)| *until = long_ago);
+        runs.refresh();
+        assert_eq!(runs.run(peer(1), 1400), Run::Long);
     }
 }

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::narrow::Narrow;
+use super::narrow::NarrowPaths;
 use super::offload::{Offload, Offloads};
 use super::socket::{Socket, Sockets};
 use super::table::Table;
@@ -52,7 +52,7 @@ pub(crate) struct Shared {
     pub(crate) table: Arc<ArcSwap<Table>>,
     bound: ArcSwap<Bound>,
     pub(crate) offloads: Offloads,
-    pub(crate) narrow: Narrow,
+    pub(crate) narrow_paths: NarrowPaths,
     notify: Notify,
     /// The number that [`overflowed`](Self::overflowed) returned last. It outlives the path.
     pub(crate) overflowed: Arc<AtomicU64>,
@@ -76,7 +76,7 @@ impl Shared {
             table: Arc::new(ArcSwap::from_pointee(table)),
             bound: ArcSwap::default(),
             offloads,
-            narrow: Narrow::default(),
+            narrow_paths: NarrowPaths::default(),
             notify,
             overflowed: Arc::default(),
         })
@@ -124,7 +124,7 @@ impl Shared {
 
     /// Records that the kernel refused a run of datagrams of this size because the path to the peer carries less.
     pub(crate) fn refuse_run(&self, to: SocketAddr, size: usize, now: Instant) {
-        if self.narrow.refuse(to, size, now) {
+        if self.narrow_paths.refuse(to, size, now) {
             self.notify.tell();
         }
     }

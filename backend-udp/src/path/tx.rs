@@ -16,7 +16,7 @@ use super::counters::{Cells, Reason};
 use super::header::{self, Ip, Vnet};
 use super::icmp;
 use super::offload::Offload;
-use super::outbox::{Datagram, MAX_DATAGRAMS, MAX_MESSAGES, MAX_RUN, Message, NarrowPaths, Outbox, Run};
+use super::outbox::{Datagram, MAX_DATAGRAMS, MAX_MESSAGES, MAX_RUN, Message, Outbox, RefusedRuns, Run};
 use super::shared::{Shared, wait};
 use super::socket::Socket;
 use super::split::{self, Split};
@@ -45,7 +45,7 @@ pub(crate) struct Tx {
     /// The length of the header before each packet, in bytes.
     header: usize,
     lookup: Lookup,
-    paths: NarrowPaths,
+    refused_runs: RefusedRuns,
     arena: Vec<u8>,
     /// How many bytes of the arena are used.
     filled: usize,
@@ -64,7 +64,7 @@ impl Tx {
             cells,
             tun,
             header,
-            paths: NarrowPaths::new(),
+            refused_runs: RefusedRuns::new(),
             arena: vec![0; BATCH + ROOM],
             filled: 0,
             headers: Vec::with_capacity(HEADERS),
@@ -115,7 +115,7 @@ impl Tx {
         let start = self.filled;
         if start == 0 {
             self.lookup.refresh();
-            self.paths.refresh();
+            self.refused_runs.refresh();
         }
         let place = start + self.header..start + len;
         self.filled = (start + len).next_multiple_of(ALIGNMENT);
@@ -176,7 +176,7 @@ impl Tx {
     }
 
     fn put_there(&mut self, to: SocketAddr, datagram: Datagram) {
-        let mut run = self.paths.run(to, datagram.len());
+        let mut run = self.refused_runs.run(to, datagram.len());
         if run == Run::One {
             self.cells.unbatched.add(1);
         }
@@ -254,7 +254,7 @@ impl Tx {
             }
             if errno != Errno::EIO {
                 let now = Instant::now();
-                self.paths.refuse(message.to, message.segment, now);
+                self.refused_runs.refuse(message.to, message.segment, now);
                 self.shared.refuse_run(message.to, message.segment, now);
             }
             let mut singles = self.singles.batch();
