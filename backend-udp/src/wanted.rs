@@ -13,8 +13,8 @@ use flannel_core::net::{Dual, Family, Mtu};
 use crate::config::Config;
 use crate::wire;
 
-/// The routing table and metric of the network's routes. After a takeover, Go flannel adds its own route beside the one
-/// that flannelkit left, which then carries nothing. With the same metric Go flannel would treat that route as its own.
+/// The routing table and metric of the network's routes. Metric 8285, not 0: Go flannel adds its route with metric 0, which
+/// takes precedence. With metric 0 its add would fail with `EEXIST`, which Go flannel treats as success.
 pub(crate) const SLOT: RouteSlot = RouteSlot::new(RouteSlot::MAIN.table, 8285);
 
 /// The only device, for both families.

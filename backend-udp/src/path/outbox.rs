@@ -139,7 +139,7 @@ impl RefusedRuns {
     /// The most entries. For further peers, each run is refused again.
     pub(crate) const MOST: usize = 64;
     /// How long an entry is valid. A route's path MTU lasts ten minutes (`mtu_expires`), and may recover sooner.
-    pub(crate) const BELIEVED: Duration = Duration::from_secs(10);
+    pub(crate) const VALID_FOR: Duration = Duration::from_secs(10);
 
     pub(crate) fn new() -> Self {
         Self { refused: Vec::with_capacity(Self::MOST) }
@@ -155,7 +155,7 @@ impl RefusedRuns {
 
     /// Records that a run of datagrams of this size was refused.
     pub(crate) fn refuse(&mut self, to: SocketAddr, size: usize, now: Instant) {
-        let until = now + Self::BELIEVED;
+        let until = now + Self::VALID_FOR;
         if let Some((_, least, _)) = self.refused.iter_mut().find(|(peer, _, _)| *peer == to) {
             *least = size.min(*least);
         } else if self.refused.len() < Self::MOST {
@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(runs.run(peer(2), 1400), Run::Long);
         (0..1000_u16).for_each(|port| runs.refuse(SocketAddr::from(([192, 0, 2, 9], port)), 1000, now));
         assert_eq!(runs.refused.len(), RefusedRuns::MOST);
-        let Some(long_ago) = now.checked_sub(RefusedRuns::BELIEVED) else { return };
+        let Some(long_ago) = now.checked_sub(RefusedRuns::VALID_FOR) else { return };
         runs.refused.iter_mut().for_each(|(_, _, until)| *until = long_ago);
         runs.refresh();
         assert_eq!(runs.run(peer(1), 1400), Run::Long);

@@ -24,13 +24,13 @@ pub struct Notify(Option<Arc<dyn Fn() + Send + Sync>>);
 
 impl Notify {
     /// Sets a callback. It must not block.
-    pub fn call(tell: Arc<dyn Fn() + Send + Sync>) -> Self {
-        Self(Some(tell))
+    pub fn call(callback: Arc<dyn Fn() + Send + Sync>) -> Self {
+        Self(Some(callback))
     }
 
-    fn tell(&self) {
-        if let Some(tell) = &self.0 {
-            tell();
+    fn call_back(&self) {
+        if let Some(callback) = &self.0 {
+            callback();
         }
     }
 }
@@ -110,7 +110,7 @@ impl Shared {
     pub(crate) fn is_tun_gone(&self, error: &io::Error) -> bool {
         let is_gone = error.raw_os_error() == Some(Errno::EBADFD as i32);
         if is_gone && !self.is_tun_gone.swap(true, Ordering::AcqRel) {
-            self.notify.tell();
+            self.notify.call_back();
         }
         is_gone
     }
@@ -118,14 +118,14 @@ impl Shared {
     /// Stops using an offload, and calls the callback.
     pub(crate) fn degrade(&self, what: Offload, because: impl fmt::Display) {
         if self.offloads.degrade(what, because) {
-            self.notify.tell();
+            self.notify.call_back();
         }
     }
 
     /// Records that the kernel refused a run of datagrams of this size because the path to the peer carries less.
     pub(crate) fn refuse_run(&self, to: SocketAddr, size: usize, now: Instant) {
         if self.narrow_paths.refuse(to, size, now) {
-            self.notify.tell();
+            self.notify.call_back();
         }
     }
 
@@ -146,7 +146,7 @@ impl Shared {
     /// Uses only the sockets that are left when another process destroyed one, and calls the callback.
     pub(crate) fn drop_lost(&self, left: &Sockets) {
         self.set_sockets(left.clone());
-        self.notify.tell();
+        self.notify.call_back();
     }
 
     /// Whether the device exists, as far as is known.

@@ -32,11 +32,11 @@ const HEADERS: usize = MAX_DATAGRAMS * 128 + split::MAX_HEADERS;
 /// The alignment of each packet in the arena, in bytes.
 const ALIGNMENT: usize = 64;
 /// How long to wait for a full socket. What cannot be sent by then is dropped, as by a network card.
-const PATIENCE: Duration = Duration::from_millis(50);
+const FULL_SOCKET_WAIT: Duration = Duration::from_millis(50);
 /// The pause after a read error, or after repeated spurious wake-ups.
 const PAUSE: Duration = Duration::from_millis(50);
 /// How many spurious wake-ups are tolerated in a row.
-const IN_VAIN: u32 = 4;
+const MAX_SPURIOUS_WAKEUPS: u32 = 4;
 
 pub(crate) struct Tx {
     shared: Arc<Shared>,
@@ -77,13 +77,13 @@ impl Tx {
 
     pub(crate) fn run(mut self) {
         // The number of consecutive wake-ups with nothing to read.
-        let mut in_vain = 0;
+        let mut spurious = 0;
         while !self.shared.is_stopping() {
             let room = self.arena.get_mut(self.filled..).unwrap_or_default();
             self.cells.calls.add(1);
             match (&*self.tun).read(room) {
                 Ok(len) => {
-                    in_vain = 0;
+                    spurious = 0;
                     self.take(len);
                     if self.filled >= BATCH || !self.outbox.has_room() {
                         self.flush();
@@ -92,12 +92,12 @@ impl Tx {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.flush();
-                    if in_vain >= IN_VAIN {
+                    if spurious >= MAX_SPURIOUS_WAKEUPS {
                         self.shared.pause(PAUSE);
                     }
                     let tun = (self.tun.as_fd(), PollFlags::POLLIN);
                     let [is_ready] = wait([tun], &self.shared.stopped, None).fds;
-                    in_vain = if is_ready { in_vain + 1 } else { 0 };
+                    spurious = if is_ready { spurious + 1 } else { 0 };
                 }
                 Err(error) => {
                     self.flush();
@@ -298,7 +298,7 @@ impl Outgoing<'_> {
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
                     let now = Instant::now();
-                    let left = until.get_or_insert(now + PATIENCE).saturating_duration_since(now);
+                    let left = until.get_or_insert(now + FULL_SOCKET_WAIT).saturating_duration_since(now);
                     if left.is_zero() || self.shared.is_stopping() {
                         return (0, Some(Errno::EAGAIN));
                     }
