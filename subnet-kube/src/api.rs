@@ -22,7 +22,7 @@ use crate::nodes::locked;
 use crate::protobuf::{self, MAX_OBJECT, Malformed, find, number, object, text};
 
 /// The characters of a name, version or continue token that are not percent-encoded in a URL.
-const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The longest time to wait when a server asks for it. Up to a fifth is added.
 const MOST_BUSY: Duration = Duration::from_secs(60);
@@ -123,12 +123,12 @@ impl Api {
 
     /// Returns an answer that contains a Node.
     pub(crate) async fn node(&self, name: &str) -> Result<Vec<u8>, Fault> {
-        self.object(Method::GET, &format!("/api/v1/nodes/{}", plain(name)), Vec::new(), Rule::GetNode).await
+        self.object(Method::GET, &format!("/api/v1/nodes/{}", percent_encoded(name)), Vec::new(), Rule::GetNode).await
     }
 
     /// Returns the name of the Node of a Pod, empty if it has none yet.
     pub(crate) async fn node_of_pod(&self, namespace: &str, name: &str) -> Result<String, Fault> {
-        let path = format!("/api/v1/namespaces/{}/pods/{}", plain(namespace), plain(name));
+        let path = format!("/api/v1/namespaces/{}/pods/{}", percent_encoded(namespace), percent_encoded(name));
         let answer = self.object(Method::GET, &path, Vec::new(), Rule::GetPod).await?;
         // `Pod { spec: { nodeName } }`
         Ok(text(find(object(&answer)?, &[2, 10])?).into_owned())
@@ -136,7 +136,7 @@ impl Api {
 
     /// Merges `patch` into a Node through its status.
     pub(crate) async fn patch_node_status(&self, name: &str, patch: Vec<u8>) -> Result<(), Fault> {
-        let path = format!("/api/v1/nodes/{}/status", plain(name));
+        let path = format!("/api/v1/nodes/{}/status", percent_encoded(name));
         self.object(Method::PATCH, &path, patch, Rule::PatchNodeStatus).await.map(drop)
     }
 
@@ -277,6 +277,6 @@ pub(crate) fn first_line(text: &str) -> &str {
 }
 
 /// Returns `text` encoded as a part of a URL.
-pub(crate) fn plain(text: &str) -> impl std::fmt::Display + '_ {
-    utf8_percent_encode(text, PLAIN)
+pub(crate) fn percent_encoded(text: &str) -> impl std::fmt::Display + '_ {
+    utf8_percent_encode(text, UNRESERVED)
 }

@@ -32,7 +32,7 @@ pub(crate) struct Fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// No answer, or an answer that does not show whether the request was carried out.
-    Cut,
+    NoAnswer,
     /// Access was denied; the request was not carried out.
     Denied,
     /// The object does not exist.
@@ -109,12 +109,12 @@ impl Fault {
         Self { kind, error: KubeError { problem: problem.into(), remedy: remedy.into() } }
     }
 
-    pub(crate) fn cut(problem: impl Into<String>) -> Self {
-        Self::new(Kind::Cut, problem, CHECK)
+    pub(crate) fn no_answer(problem: impl Into<String>) -> Self {
+        Self::new(Kind::NoAnswer, problem, CHECK)
     }
 
     pub(crate) fn late(after: Duration) -> Self {
-        Self::cut(format!("no answer within {after:?}"))
+        Self::no_answer(format!("no answer within {after:?}"))
     }
 
     /// Adds the server's URL.
@@ -127,7 +127,7 @@ impl Fault {
 
     pub(crate) fn malformed(problem: impl std::fmt::Display) -> Self {
         Self::new(
-            Kind::Cut,
+            Kind::NoAnswer,
             problem.to_string(),
             "check that this is a Kubernetes API server, and proxies in front of it",
         )
@@ -137,7 +137,7 @@ impl Fault {
     pub(crate) fn of(error: &kube::Error) -> Self {
         let problem = in_words(error);
         let remedy = tls_remedy(&problem).unwrap_or(CHECK);
-        Self::new(Kind::Cut, problem, remedy)
+        Self::new(Kind::NoAnswer, problem, remedy)
     }
 
     /// Returns the fault of a refused request, with the message of the server's Status object.
@@ -174,7 +174,7 @@ impl Fault {
         let source = Box::new(self.error);
         match self.kind {
             Kind::Denied => SubnetError::Denied { doing, source },
-            Kind::Cut | Kind::Missing | Kind::Replaced | Kind::Gone | Kind::Refused | Kind::Busy(_) => {
+            Kind::NoAnswer | Kind::Missing | Kind::Replaced | Kind::Gone | Kind::Refused | Kind::Busy(_) => {
                 SubnetError::Unavailable { doing, source }
             }
         }

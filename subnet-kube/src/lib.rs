@@ -267,7 +267,7 @@ impl KubeSubnets {
             name: OnceCell::new(),
             config,
             public,
-            sight: Mutex::default(),
+            last_read: Mutex::default(),
             hasher: RandomState::new(),
         };
         Self { store: Arc::new(store) }

@@ -79,7 +79,7 @@ impl ListWatch {
         if has_it {
             self.reopen();
         } else {
-            self.forget();
+            self.list_again();
         }
     }
 
@@ -141,7 +141,7 @@ impl ListWatch {
     /// Records that the requested version is gone. Returns how long to wait before everything is listed again, if that
     /// happens repeatedly.
     pub(crate) fn gone(&mut self) -> Option<Duration> {
-        self.forget();
+        self.list_again();
         std::mem::replace(&mut self.is_fresh, true).then(|| self.backoff.wait())
     }
 
@@ -155,7 +155,7 @@ impl ListWatch {
         self.is_troubled = true;
         match self.step {
             // The known state is discarded when a list begins.
-            Step::Probe | Step::List(_) => self.forget(),
+            Step::Probe | Step::List(_) => self.list_again(),
             Step::Check(..) | Step::Open(_) | Step::Read => self.check(),
         }
         self.backoff.wait()
@@ -165,7 +165,7 @@ impl ListWatch {
     fn reopen(&mut self) {
         match &self.version {
             Some(seen) => self.step = Step::Open(seen.clone()),
-            None => self.forget(),
+            None => self.list_again(),
         }
     }
 
@@ -173,12 +173,12 @@ impl ListWatch {
     fn check(&mut self) {
         match (&self.mark, &self.version) {
             (Some(mark), Some(version)) => self.step = Step::Check(mark.clone(), version.clone()),
-            _ => self.forget(),
+            _ => self.list_again(),
         }
     }
 
     /// Lists everything again.
-    fn forget(&mut self) {
+    fn list_again(&mut self) {
         (self.version, self.mark) = (None, None);
         self.step = Step::Probe;
     }

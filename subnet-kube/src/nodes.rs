@@ -25,9 +25,9 @@ pub(crate) enum Change {
 pub(crate) struct Nodes {
     published: Arc<Mutex<Published>>,
     hasher: RandomState,
-    prints: HashMap<Box<str>, u64>,
+    fingerprints: HashMap<Box<str>, u64>,
     /// Whether there were more than are kept. Then nothing is known about a Node that is missing.
-    is_over: bool,
+    is_incomplete: bool,
     /// The records of the list that is being read.
     records: OldestRecords,
     /// The last change in that list.
@@ -39,7 +39,7 @@ pub(crate) struct Nodes {
 #[derive(Default)]
 struct Own {
     name: Option<NodeIdentity>,
-    print: Option<u64>,
+    fingerprint: Option<u64>,
     /// The addresses to publish, if they changed and are not reported yet.
     news: Option<Result<Dual<IpAddr>, AddrError>>,
 }
@@ -52,8 +52,8 @@ impl Nodes {
     /// Starts a list and discards what was known.
     pub(crate) fn begin_list(&mut self, own: Option<&NodeIdentity>) {
         self.own = Own { name: own.cloned(), ..Own::default() };
-        self.prints.clear();
-        self.is_over = false;
+        self.fingerprints.clear();
+        self.is_incomplete = false;
         (self.records, self.mark) = (OldestRecords::default(), None);
     }
 
@@ -69,8 +69,8 @@ impl Nodes {
         if !node.annotations.is_managed() {
             return;
         }
-        let print = node.fingerprint(&self.hasher);
-        self.remember(&node.name, print);
+        let fingerprint = node.fingerprint(&self.hasher);
+        self.remember(&node.name, fingerprint);
         self.records.push(node.record(&locked(&self.published)));
     }
 
@@ -86,11 +86,11 @@ impl Nodes {
         }
         let name = &*node.name;
         if change == Change::Deleted || !node.annotations.is_managed() {
-            let was_known = self.prints.remove(name).is_some() || self.is_over;
+            let was_known = self.fingerprints.remove(name).is_some() || self.is_incomplete;
             return was_known.then(|| LeaseEvent::Remove(LeaseKey::of_bytes(name.as_bytes())));
         }
-        let print = node.fingerprint(&self.hasher);
-        if !self.remember(name, print) {
+        let fingerprint = node.fingerprint(&self.hasher);
+        if !self.remember(name, fingerprint) {
             return None;
         }
         Some(LeaseEvent::Upsert(node.record(&locked(&self.published))))
@@ -105,22 +105,22 @@ impl Nodes {
         if self.own.name.as_ref().is_none_or(|name| name.as_str() != node.name) {
             return;
         }
-        let print = Some(node.settings_fingerprint(&self.hasher));
-        if self.own.print != print {
-            self.own.print = print;
+        let fingerprint = Some(node.settings_fingerprint(&self.hasher));
+        if self.own.fingerprint != fingerprint {
+            self.own.fingerprint = fingerprint;
             self.own.news = Some(node.annotations.public());
         }
     }
 
     /// Stores the fingerprint of a Node. Returns whether it changed.
-    fn remember(&mut self, name: &str, print: u64) -> bool {
-        if let Some(known) = self.prints.get_mut(name) {
-            return std::mem::replace(known, print) != print;
+    fn remember(&mut self, name: &str, fingerprint: u64) -> bool {
+        if let Some(known) = self.fingerprints.get_mut(name) {
+            return std::mem::replace(known, fingerprint) != fingerprint;
         }
-        if self.prints.len() < OldestRecords::LIMIT {
-            self.prints.insert(name.into(), print);
+        if self.fingerprints.len() < OldestRecords::LIMIT {
+            self.fingerprints.insert(name.into(), fingerprint);
         } else {
-            self.is_over = true;
+            self.is_incomplete = true;
         }
         true
     }
@@ -194,7 +194,7 @@ pub(crate) mod tests {
         let keys = Keys::new(AnnotationPrefix::default());
         let mut nodes = Nodes::default();
         let one = Model::plain();
-        nodes.prints = (0..OldestRecords::LIMIT as u64).map(|n| (n.to_string().into(), n)).collect();
+        nodes.fingerprints = (0..OldestRecords::LIMIT as u64).map(|n| (n.to_string().into(), n)).collect();
         let message = one.message(1, 1);
         let node = Node::parse(&message, &keys).unwrap();
         assert!(nodes.change(Change::Deleted, &node).is_none(), "it was never there");

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::OnceCell;
 
 use crate::annotations::{AddrError, Annotations, Published, written};
-use crate::api::{Api, plain};
+use crate::api::{Api, percent_encoded};
 use crate::error::{Fault, Kind};
 use crate::keys::{Key, Keys};
 use crate::node::Node;
@@ -38,16 +38,16 @@ pub(crate) struct Store {
     pub(crate) config: ConfigSource,
     /// Addresses to publish if the Node has no annotation for them.
     pub(crate) public: Dual<IpAddr>,
-    pub(crate) sight: Mutex<Sight>,
+    pub(crate) last_read: Mutex<LastRead>,
     pub(crate) hasher: RandomState,
 }
 
 /// The own Node as last read.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Sight {
+pub(crate) struct LastRead {
     /// Empty if there is none.
     version: String,
-    print: Option<u64>,
+    fingerprint: Option<u64>,
 }
 
 const READING: &str = "reading the own node";
@@ -129,10 +129,10 @@ impl Store {
     }
 
     async fn until_changed(&self) -> Result<(), Fault> {
-        let Some(name) = self.known_name() else { return Err(Fault::cut("the node's name is not known")) };
-        let Sight { version, print } = locked(&self.sight).clone();
+        let Some(name) = self.known_name() else { return Err(Fault::no_answer("the node's name is not known")) };
+        let LastRead { version, fingerprint } = locked(&self.last_read).clone();
         // Without a version, the watch begins with the present state.
-        let (name, version) = (plain(name.as_str()), plain(&version));
+        let (name, version) = (percent_encoded(name.as_str()), percent_encoded(&version));
         let query = format!("fieldSelector=metadata.name%3D{name}&resourceVersion={version}");
         let mut arriving = self.api.watch_nodes(&query).await?;
         let mut events = Events::default();
@@ -142,16 +142,16 @@ impl Store {
                 match &*event.kind {
                     "ADDED" | "MODIFIED" => {
                         let node = Node::parse(event.object, &self.keys)?;
-                        if Some(node.settings_fingerprint(&self.hasher)) != print {
+                        if Some(node.settings_fingerprint(&self.hasher)) != fingerprint {
                             return Ok(());
                         }
                     }
                     "DELETED" => return Ok(()),
-                    _ => return Err(Fault::cut("the version asked for is gone")),
+                    _ => return Err(Fault::no_answer("the version asked for is gone")),
                 }
             }
         }
-        Err(Fault::cut("the watch of the own node ended"))
+        Err(Fault::no_answer("the watch of the own node ended"))
     }
 
     pub(crate) async fn previous(&self, name: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
@@ -309,7 +309,7 @@ impl Store {
     async fn own_node(&self, name: &str, doing: &'static str) -> Result<Vec<u8>, SubnetError> {
         match self.api.node(name).await {
             Err(fault) if fault.kind == Kind::Missing => {
-                *locked(&self.sight) = Sight::default();
+                *locked(&self.last_read) = LastRead::default();
                 Err(no_node(name))
             }
             result => result.map_err(|fault| fault.into_subnet_error(doing)),
@@ -319,8 +319,8 @@ impl Store {
     /// Parses the own Node in an answer, and stores its version for [`changed`](Self::changed).
     fn parse_own<'a>(&self, answer: &'a [u8], doing: &'static str) -> Result<Node<'a>, SubnetError> {
         let node = self.parse(answer, doing)?;
-        let print = Some(node.settings_fingerprint(&self.hasher));
-        *locked(&self.sight) = Sight { version: node.resource_version.to_string(), print };
+        let fingerprint = Some(node.settings_fingerprint(&self.hasher));
+        *locked(&self.last_read) = LastRead { version: node.resource_version.to_string(), fingerprint };
         Ok(node)
     }
 

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use crate::api::{Arriving, failure, plain};
+use crate::api::{Arriving, failure, percent_encoded};
 use crate::error::{Fault, Kind};
 use crate::keys::Keys;
 use crate::list_watch::{ListWatch, Mark, Step};
@@ -127,7 +127,7 @@ impl Watch {
             Step::List(from) => {
                 self.nodes.begin_list(self.store.known_name());
                 // Without a limit: a list with a limit is not answered from the cache.
-                let query = format!("resourceVersion={}&resourceVersionMatch=NotOlderThan", plain(&from));
+                let query = format!("resourceVersion={}&resourceVersionMatch=NotOlderThan", percent_encoded(&from));
                 let version = self.list(&query, Nodes::list).await?;
                 let (event, mark) = self.nodes.end_list();
                 self.list_watch.listed(version, mark);
@@ -170,7 +170,7 @@ impl Watch {
     /// Whether the server still has this change: at a version that was seen later, the Node has the version of the
     /// change. A restored server has not reached such a version, or has another change there.
     async fn has(&mut self, mark: &Mark, at: &str) -> Result<bool, Fault> {
-        let (node, version) = (plain(&mark.node), plain(at));
+        let (node, version) = (percent_encoded(&mark.node), percent_encoded(at));
         let query = format!(
             "fieldSelector=metadata.name%3D{node}&limit=1&resourceVersion={version}&resourceVersionMatch=Exact"
         );
@@ -186,14 +186,15 @@ impl Watch {
 
     async fn open(&mut self, from: &str) -> Result<Source, Fault> {
         let seconds = WATCH + self.jitter.number() % (WATCH / 2);
-        let query = format!("allowWatchBookmarks=true&resourceVersion={}&timeoutSeconds={seconds}", plain(from));
+        let query =
+            format!("allowWatchBookmarks=true&resourceVersion={}&timeoutSeconds={seconds}", percent_encoded(from));
         let arriving = self.store.api.watch_nodes(&query).await?;
         Ok(Source { arriving, events: Events::default(), since: Instant::now(), asked: Duration::from_secs(seconds) })
     }
 
     /// Reads what the watch sends next.
     async fn read(&mut self) -> Result<(), Fault> {
-        let Some(source) = &mut self.source else { return Err(Fault::cut("no watch is open")) };
+        let Some(source) = &mut self.source else { return Err(Fault::no_answer("no watch is open")) };
         let Ok(arrived) = timeout(self.store.api.timeouts.silence, source.arriving.next()).await else {
             tracing::debug!("the watch of the Nodes was silent; opening it again");
             self.source = None;
