@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::conf::{self, Conf, Object, VALID, VERSIONS};
 use crate::error::Error;
 use crate::request::{Command, ContainerId, Request};
-use crate::state::{Call, Store};
+use crate::state::{Purpose, Store};
 use crate::subnet_env::SubnetEnv;
 use crate::{delegate, go_json, invoke};
 
@@ -52,7 +52,7 @@ fn add(request: &Request, conf: &Conf) -> Result<Vec<u8>, Error> {
     let container = request.container()?;
     let env = SubnetEnv::wait(&conf.subnet_file, conf.wait, POLL_EVERY).map_err(Error::NotReady)?;
     let config = delegate::config(conf, &env)?;
-    let entry = Store(&conf.data_dir).entry(container, Call::Needs)?;
+    let entry = Store(&conf.data_dir).entry(container, Purpose::Use)?;
     let text = go_json::object(&config);
     // Stored before the plug-in runs, so that DEL can remove what an ADD that fails or is killed has left.
     entry.store(&text, request.ifname()?)?;
@@ -65,7 +65,7 @@ fn del(request: &Request, conf: &Conf) -> Result<Vec<u8>, Error> {
     if !store.exists() {
         return Ok(Vec::new());
     }
-    let entry = store.entry(container, Call::Frees)?;
+    let entry = store.entry(container, Purpose::Remove)?;
     let Some(text) = entry.load()? else {
         // An ADD that was killed may have left temporary files.
         return entry.remove().map(|()| Vec::new());
@@ -101,7 +101,7 @@ fn invoke(request: &Request, config: &Object) -> Result<Vec<u8>, Error> {
 
 fn check(request: &Request, conf: &Conf) -> Result<Vec<u8>, Error> {
     let container = request.container()?;
-    let entry = Store(&conf.data_dir).entry(container, Call::Needs)?;
+    let entry = Store(&conf.data_dir).entry(container, Purpose::Use)?;
     let stored = entry.load()?.and_then(|text| read_stored(&text));
     let not_attached =
         || Error::NotAttached { container: container.as_str().to_owned(), data_dir: conf.data_dir.clone() };
@@ -140,7 +140,7 @@ fn gc(request: &Request, conf: &Conf) -> Result<Vec<u8>, Error> {
 
 /// Runs DEL for a container that no longer exists, without a network namespace, if this network attached it.
 fn detach(request: &Request, conf: &Conf, container: &ContainerId) -> Result<(), Error> {
-    let entry = Store(&conf.data_dir).entry(container, Call::Frees)?;
+    let entry = Store(&conf.data_dir).entry(container, Purpose::Remove)?;
     let Some(text) = entry.load()? else { return Ok(()) };
     // Networks may share the directory.
     let Some(config) =

@@ -32,11 +32,11 @@ pub(crate) struct Store<'a>(pub(crate) &'a Path);
 
 /// How a call uses an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Call {
+pub(crate) enum Purpose {
     /// It stores or reads the entry.
-    Needs,
+    Use,
     /// It removes the entry.
-    Frees,
+    Remove,
 }
 
 /// One container's entry, locked. Other calls for the container wait until this value is dropped and every plug-in that was run
@@ -55,7 +55,7 @@ impl Store<'_> {
     ///
     /// # Errors
     /// [`Error::Busy`] if another call has held the lock for a minute.
-    pub(crate) fn entry(&self, container: &ContainerId, call: Call) -> Result<Entry, Error> {
+    pub(crate) fn entry(&self, container: &ContainerId, purpose: Purpose) -> Result<Entry, Error> {
         let failed = |doing, path: &Path| {
             let path = path.to_owned();
             move |source| Error::State { doing, path, source }
@@ -69,7 +69,7 @@ impl Store<'_> {
             match try_lock(&lock) {
                 Ok(Some(locked)) => return Ok(Entry { path, lock, lock_file: Some(locked) }),
                 Ok(None) => {}
-                Err(error) if call == Call::Frees && is_full(&error) => {
+                Err(error) if purpose == Purpose::Remove && is_full(&error) => {
                     return Ok(Entry { path, lock, lock_file: None });
                 }
                 Err(error) => return Err(failed("locking", &lock)(error)),
@@ -128,14 +128,14 @@ impl Entry {
     /// Stores a configuration and the interface's name. Each file is replaced atomically and synced: after a crash of the host,
     /// DEL needs the configuration to release the addresses that host-local keeps reserved.
     pub(crate) fn store(&self, text: &str, ifname: &str) -> Result<(), Error> {
-        let (temporary, temporary_name) = (self.beside("tmp"), self.beside("ifname.tmp"));
+        let (temporary, temporary_name) = (self.hidden_file("tmp"), self.hidden_file("ifname.tmp"));
         let write = || {
             write_synced(&temporary, text)?;
             if ifname == DEFAULT_IFNAME {
                 self.forget_ifname();
             } else {
                 write_synced(&temporary_name, ifname)?;
-                fs::rename(&temporary_name, self.beside("ifname"))?;
+                fs::rename(&temporary_name, self.hidden_file("ifname"))?;
             }
             fs::rename(&temporary, &self.path)?;
             // A rename survives a crash only once the directory is synced.
@@ -162,25 +162,25 @@ impl Entry {
 
     /// Returns the name of the container's interface. GC needs it, and Go flannel's format does not contain it.
     pub(crate) fn ifname(&self) -> String {
-        let found = files::read(&self.beside("ifname"), Trust::Owners, 64).ok().flatten();
+        let found = files::read(&self.hidden_file("ifname"), Trust::Owners, 64).ok().flatten();
         let name = found.and_then(|text| String::from_utf8(text).ok()).filter(|name| !name.is_empty());
         name.unwrap_or_else(|| DEFAULT_IFNAME.to_owned())
     }
 
     fn forget_ifname(&self) {
-        let _ = fs::remove_file(self.beside("ifname"));
+        let _ = fs::remove_file(self.hidden_file("ifname"));
     }
 
-    /// Returns the path of a file beside the entry. Only the holder of the lock writes it.
-    fn beside(&self, kind: &str) -> PathBuf {
+    /// Returns the path of a hidden file beside the entry. Only the holder of the lock writes it.
+    fn hidden_file(&self, kind: &str) -> PathBuf {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         self.path.with_file_name(format!(".{name}.{kind}"))
     }
 
     pub(crate) fn remove(&self) -> Result<(), Error> {
         // A killed call may have left them.
-        let _ = fs::remove_file(self.beside("tmp"));
-        let _ = fs::remove_file(self.beside("ifname.tmp"));
+        let _ = fs::remove_file(self.hidden_file("tmp"));
+        let _ = fs::remove_file(self.hidden_file("ifname.tmp"));
         self.forget_ifname();
         match fs::remove_file(&self.path) {
             Err(source) if source.kind() != ErrorKind::NotFound => {
@@ -224,7 +224,7 @@ mod tests {
         let place = dir.path().join("cni/flannel");
         let store = Store(&place);
         assert_eq!(store.containers().unwrap(), []);
-        let entry = store.entry(&id("c1"), Call::Needs).unwrap();
+        let entry = store.entry(&id("c1"), Purpose::Use).unwrap();
         assert_eq!(entry.load().unwrap(), None);
         entry.store("{}", "net1").unwrap();
         assert_eq!(fs::metadata(&place).unwrap().mode() & 0o777, 0o700);
@@ -246,13 +246,13 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..50 {
-                        let _entry = Store(path).entry(&id("c1"), Call::Needs).unwrap();
+                        let _entry = Store(path).entry(&id("c1"), Purpose::Use).unwrap();
                         assert!(!inside.swap(true, Ordering::SeqCst), "two at once");
                         inside.store(false, Ordering::SeqCst);
                     }
                 });
             }
-            let _other = Store(path).entry(&id("c2"), Call::Needs).unwrap();
+            let _other = Store(path).entry(&id("c2"), Purpose::Use).unwrap();
         });
         assert_eq!(fs::read_dir(path).unwrap().count(), 0);
     }
@@ -260,7 +260,7 @@ mod tests {
     #[test]
     fn a_write_that_fails_leaves_what_was_there() {
         let dir = tempfile::tempdir().unwrap();
-        let entry = Store(dir.path()).entry(&id("c1"), Call::Needs).unwrap();
+        let entry = Store(dir.path()).entry(&id("c1"), Purpose::Use).unwrap();
         entry.store("old", DEFAULT_IFNAME).unwrap();
         fs::create_dir(dir.path().join(".c1.tmp")).unwrap();
         assert!(entry.store("new", DEFAULT_IFNAME).unwrap_err().to_string().contains("writing"));
@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn the_name_of_an_interface_is_stored_only_with_its_entry() {
         let dir = tempfile::tempdir().unwrap();
-        let entry = Store(dir.path()).entry(&id("c1"), Call::Needs).unwrap();
+        let entry = Store(dir.path()).entry(&id("c1"), Purpose::Use).unwrap();
         let name = dir.path().join(".c1.ifname");
         // The rename over a directory fails.
         fs::create_dir(dir.path().join("c1")).unwrap();
