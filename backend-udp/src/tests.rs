@@ -99,7 +99,7 @@ fn a_peer_whose_port_does_not_parse_is_skipped() {
 }
 
 #[test]
-fn settings_are_read_and_those_of_nobody_are_left_alone() {
+fn settings_are_read_and_unknown_keys_ignored() {
     let settings = r#"{"Type":"udp","Port":9000,"Queues":4,"SocketBuffer":1048576,"Proxy":{"any":1}}"#;
     let (backend, local) = udp(&[Family::V4], settings).unwrap();
     let config = backend.config();

@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_gos() {
+    fn numbers_and_strings_are_written_as_by_go() {
         // Printed by encoding/json of Go 1.24 for what it had unmarshalled into an interface{}.
         for (read, written) in [
             ("1", "1"),

@@ -223,7 +223,7 @@ mod tests {
     /// A node may write its Node in protobuf, in which the server does not check text. Without this, all others' lists
     /// would fail.
     #[test]
-    fn text_that_is_none_harms_its_own_record_alone() {
+    fn invalid_utf8_affects_only_its_own_record() {
         let keys = keys();
         let written = |key, text: &[u8]| annotation(keys.name(key), text);
         let managed = written(Key::Managed, b"true");

@@ -51,7 +51,7 @@ fn is_right(packet: &[u8]) -> bool {
 }
 
 #[test]
-fn what_go_flannel_sent_is_let_in_and_is_what_is_sent_here_byte_for_byte() {
+fn packets_of_go_flannel_are_accepted_and_sent_identically() {
     let sent = sent();
     assert_eq!(sent.len(), 8);
     for (kind, on_wire) in &sent {

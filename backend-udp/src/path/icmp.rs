@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_flood_so_many_are_answered_in_each_second() {
+    fn answers_are_limited_per_second() {
         let start = Instant::now();
         let mut limit = Limit::new(start);
         let in_a_second = (0..10_000).filter(|n| limit.allows(start + Duration::from_micros(n * 99))).count();

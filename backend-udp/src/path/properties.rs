@@ -241,7 +241,7 @@ fn a_segment_that_is_repeated_or_out_of_order_is_merged_with_none_that_it_does_n
 }
 
 #[test]
-fn marks_of_congestion_and_wrong_checksums_survive() {
+fn ecn_marks_and_wrong_checksums_are_preserved() {
     let mut packets = flow(10, &Spec::tcp(1000));
     packets[3] = Spec { tos: 3, sequence: 4000, ..Spec::tcp(1000) }.packet();
     packets[6][500] ^= 1;

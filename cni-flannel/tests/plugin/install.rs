@@ -36,7 +36,7 @@ fn the_configuration_comes_after_the_subnet() {
 }
 
 #[test]
-fn a_configuration_that_is_none_touches_nothing() {
+fn an_invalid_configuration_changes_nothing() {
     let place = Place::new();
     place.write("conf", "{}");
     let conf = place.path("conf").display().to_string();
