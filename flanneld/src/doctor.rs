@@ -7,6 +7,7 @@ mod kubernetes;
 pub(crate) mod routes;
 mod rules;
 mod running;
+mod source;
 mod store;
 
 use std::fmt;
@@ -152,7 +153,7 @@ pub(crate) async fn examine(options: &Options, warnings: &[String]) -> Report {
     if in_force.is_none() {
         findings.extend(host.change());
     }
-    findings.extend(host.judge(&host::Files));
+    findings.extend(host.judge(&source::Files));
     match (&store, &choice, objects) {
         (Some(store), Some(choice), Some(Ok(objects))) => {
             findings.extend(routes::judge(&store.config, &choice.uplink, &objects.routes, store.leased()).await);

@@ -1,13 +1,8 @@
 //! Checks of the host, made on data that was read before, so that they can be tested.
 
-use std::collections::BTreeSet;
-use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use flannel_backend_udp::Udp;
-use flannel_backend_udp::path::{Tun, check_sockets};
 use flannel_backend_vxlan::Vxlan;
 use flannel_core::backend::Uplink;
 use flannel_core::config::NetworkConfig;
@@ -15,6 +10,7 @@ use flannel_core::kernel::{HostFacts, LinkKind, OverlayName, Vxlan as VxlanLink}
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::subnet_env::SubnetEnv;
 
+use super::source::Source;
 use super::{Finding, Severity};
 use crate::assemble::BACKENDS;
 
@@ -28,54 +24,6 @@ pub(super) struct Host<'a> {
     pub(super) facts: &'a HostFacts,
     pub(super) uplink: Option<&'a Uplink>,
     pub(super) env: Option<&'a SubnetEnv>,
-}
-
-/// The source of further facts.
-pub(super) trait Source {
-    /// Returns the value of a sysctl, such as `net/ipv4/ip_forward`; `None` if it does not exist.
-    fn sysctl(&self, name: &str) -> Option<String>;
-    /// Returns the names of running programs, which the kernel cuts to 15 bytes.
-    fn programs(&self) -> BTreeSet<String>;
-    /// Returns the wall clock, in seconds since 1970.
-    fn wall_clock(&self) -> u64;
-    /// Whether systemd-timesyncd reports that the clock is synchronized.
-    fn is_synchronized(&self) -> bool;
-    /// Checks that TUN devices can be opened; the error gives the reason.
-    fn tun(&self) -> Result<(), String>;
-    /// Checks that UDP sockets can be bound to `wanted`; the error gives the reason.
-    fn sockets(&self, wanted: Dual<SocketAddr>) -> Result<(), String>;
-}
-
-/// `/proc` and the machine's clock.
-pub(super) struct Files;
-
-impl Source for Files {
-    fn sysctl(&self, name: &str) -> Option<String> {
-        fs::read_to_string(Path::new("/proc/sys").join(name)).ok().map(|text| text.trim().to_owned())
-    }
-
-    fn programs(&self) -> BTreeSet<String> {
-        let Ok(entries) = fs::read_dir("/proc") else { return BTreeSet::new() };
-        let comm = |entry: fs::DirEntry| fs::read_to_string(entry.path().join("comm")).ok();
-        entries.flatten().filter_map(comm).map(|name| name.trim_end().to_owned()).collect()
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "judges whether the wall clock is right")]
-    fn wall_clock(&self) -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).map(|since| since.as_secs()).unwrap_or_default()
-    }
-
-    fn is_synchronized(&self) -> bool {
-        Path::new("/run/systemd/timesync/synchronized").exists()
-    }
-
-    fn tun(&self) -> Result<(), String> {
-        Tun::probe().map_err(|error| crate::chain(&error))
-    }
-
-    fn sockets(&self, wanted: Dual<SocketAddr>) -> Result<(), String> {
-        check_sockets(wanted).map_err(|error| crate::chain(&error))
-    }
 }
 
 impl Host<'_> {
@@ -443,7 +391,7 @@ fn clock(source: &dyn Source) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use flannel_core::config::Allocation;
     use flannel_core::kernel::{HostAddress, HostLink, HostRoute, Link, LinkName, Vxlan as VxlanLink};
