@@ -36,7 +36,7 @@ impl Config {
         let port = u16::try_from(port).ok().filter(|port| *port > 0).ok_or_else(|| {
             range(
                 "Port",
-                format!("{port} is no UDP port"),
+                format!("{port} is not a UDP port"),
                 format!("write 1 to 65535, or leave it out for {DEFAULT_PORT}"),
             )
         })?;

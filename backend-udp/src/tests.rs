@@ -80,8 +80,8 @@ fn a_peer_whose_port_does_not_parse_is_skipped() {
     let (backend, local) = made(&Family::BOTH);
     let mut peer = lease(2, &Family::BOTH, "");
     for (data, problem) in [
-        (r#"{"Port":0}"#, "BackendV6Data: Port: 0 is no UDP port"),
-        (r#"{"Port":70000}"#, "BackendV6Data: Port: 70000 is no UDP port"),
+        (r#"{"Port":0}"#, "BackendV6Data: Port: 0 is not a UDP port"),
+        (r#"{"Port":70000}"#, "BackendV6Data: Port: 70000 is not a UDP port"),
         (r#"{"Port":"8285"}"#, "BackendV6Data: Port: "),
         (r#"[8285]"#, "BackendV6Data: "),
     ] {
@@ -107,7 +107,7 @@ fn settings_are_read_and_unknown_keys_ignored() {
     let device = &backend.devices(&local)[0];
     assert!(matches!(&device.kind, LinkKind::Tun(tun) if tun.multi_queue), "{device:?}");
     for (settings, path) in [
-        (r#"{"Type":"udp","Port":0}"#, "Backend.Port: 0 is no UDP port"),
+        (r#"{"Type":"udp","Port":0}"#, "Backend.Port: 0 is not a UDP port"),
         (r#"{"Type":"udp","Port":65536}"#, "Backend.Port"),
         (r#"{"Type":"udp","Port":"8285"}"#, "Backend.Port"),
         (r#"{"Type":"udp","Queues":0}"#, "Backend.Queues: 0 is out of range"),

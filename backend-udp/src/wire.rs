@@ -6,6 +6,7 @@ use flannel_core::config::Object;
 use flannel_core::lease::{Json, LeaseAttrs, Scalar};
 use flannel_core::net::Family;
 
+const FIELD: &str = "BackendV6Data";
 const PORT: &str = "Port";
 
 pub(crate) fn encode(port: u16) -> Json {
@@ -15,12 +16,9 @@ pub(crate) fn encode(port: u16) -> Json {
 /// Returns the port that a peer publishes. `None` means the configured port of all nodes, as for IPv4.
 pub(crate) fn port(attrs: &LeaseAttrs, family: Family) -> Result<Option<u16>, Skip> {
     let Some(data) = attrs.backend_data.get(family).filter(|_| family == Family::V6) else { return Ok(None) };
-    let bad = |problem: String| Skip::BadData(format!("BackendV6Data: {problem}"));
     let port = Object::parse(data.as_str().as_bytes()).and_then(|object| object.u64(PORT));
-    let port = port.map_err(|error| match error.path.strip_prefix("$.") {
-        Some(key) => bad(format!("{key}: {}", error.problem)),
-        None => bad(error.problem),
-    })?;
+    let port = port.map_err(|error| Skip::bad_data(FIELD, &error))?;
     let valid = |port| u16::try_from(port).ok().filter(|port| *port > 0);
-    port.map(|port| valid(port).ok_or_else(|| bad(format!("{PORT}: {port} is no UDP port")))).transpose()
+    let bad = |port| Skip::BadData(format!("{FIELD}: {PORT}: {port} is not a UDP port"));
+    port.map(|port| valid(port).ok_or_else(|| bad(port))).transpose()
 }

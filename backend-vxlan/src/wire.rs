@@ -19,12 +19,7 @@ pub(crate) fn decode(attrs: &LeaseAttrs, family: Family) -> Result<MacAddr, Skip
         Family::V6 => "BackendV6Data",
     };
     let json = attrs.backend_data.get(family).ok_or_else(|| Skip::BadData(format!("no {field}")))?;
-    let bad = |problem: String| Skip::BadData(format!("{field}: {problem}"));
-    let mac = Object::string_of(json.as_str(), "VtepMAC");
-    let mac = mac.map_err(|error| match error.path.strip_prefix("$.") {
-        Some(key) => bad(format!("{key}: {}", error.problem)),
-        None => bad(error.problem),
-    })?;
-    let mac = mac.ok_or_else(|| bad("no VtepMAC".to_owned()))?;
-    mac.parse().map_err(|error| bad(format!("VtepMAC: {error}")))
+    let mac = Object::string_of(json.as_str(), "VtepMAC").map_err(|error| Skip::bad_data(field, &error))?;
+    let mac = mac.ok_or_else(|| Skip::BadData(format!("{field}: no VtepMAC")))?;
+    mac.parse().map_err(|error| Skip::BadData(format!("{field}: VtepMAC: {error}")))
 }

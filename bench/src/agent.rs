@@ -83,7 +83,7 @@ impl Programs {
     }
 }
 
-/// Whether an agent keeps its lease and peers in a state file.
+/// Where an agent keeps its lease and peers for a boot without its store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// In a file in its directory.
@@ -122,7 +122,7 @@ impl Agent {
         Ok(Self(Process::start(command, &dir.join("log"))?))
     }
 
-    /// Starts ours as node 0, and returns it with how long it took to be ready: until it has told a supervisor so.
+    /// Starts ours as node 0, and returns it with the time until it notified a supervisor of its readiness.
     ///
     /// # Errors
     /// When it cannot be run, or is not ready in time.

@@ -154,6 +154,15 @@ pub enum Skip {
 }
 
 impl Skip {
+    /// Returns the reason for a `field` of the lease, such as `BackendData`, in which `error` was found.
+    pub fn bad_data(field: &str, error: &ConfigError) -> Self {
+        let problem = &error.problem;
+        Self::BadData(match error.path.strip_prefix("$.") {
+            Some(key) => format!("{field}: {key}: {problem}"),
+            None => format!("{field}: {problem}"),
+        })
+    }
+
     /// Returns the kind as one word, as status pages show it. Stable.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -188,8 +188,8 @@ mod wire {
 
         pub(super) fn check(self) -> Result<LeaseAttrs, AttrsError> {
             let mut attrs = LeaseAttrs::default();
-            let v4: Option<Ipv4Addr> = address("PublicIP", self.public_ip, DOTTED)?;
-            let v4 = v4.ok_or_else(|| mistyped("PublicIP", self.public_ip, DOTTED))?;
+            let v4: Option<Ipv4Addr> = address("PublicIP", self.public_ip, IPV4_TEXT)?;
+            let v4 = v4.ok_or_else(|| mistyped("PublicIP", self.public_ip, IPV4_TEXT))?;
             attrs.public_ip.v4 = (!v4.is_unspecified()).then_some(v4.into());
             let v6: Option<Ipv6Addr> = address("PublicIPv6", self.public_ipv6, "IPv6 text or null")?;
             attrs.public_ip.v6 = v6.filter(|addr| !addr.is_unspecified()).map(IpAddr::V6);
@@ -203,7 +203,7 @@ mod wire {
         }
     }
 
-    const DOTTED: &str = "dotted IPv4 text";
+    const IPV4_TEXT: &str = "dotted IPv4 text";
 
     /// Reads a string; `null` is absent.
     fn text<'a>(

@@ -77,7 +77,7 @@ pub(crate) fn run(options: &Options, flags: &str, warnings: &[String]) -> Result
     privileges::check()?;
     options.cni.check()?;
     directories::prepare(options)?;
-    let places = ServeAddresses::take(options)?;
+    let addresses = ServeAddresses::take(options)?;
     if options.capabilities == Capabilities::Drop {
         privileges::reduce()?;
     }
@@ -86,14 +86,14 @@ pub(crate) fn run(options: &Options, flags: &str, warnings: &[String]) -> Result
     let log = Log::start(options.log).map_err(AgentError::Threads)?;
     let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
     tracing::info!(target: "flannel::agent", version, pid, overlay = %options.overlay, flags, "starting flanneld");
-    for warning in warnings.iter().chain(&places.warning) {
+    for warning in warnings.iter().chain(&addresses.warning) {
         tracing::warn!(target: "flannel::agent", "{warning}");
     }
     if let StoreLocation::Etcd(config) = &options.store.location {
         credentials::warnings(config).iter().for_each(|warning| tracing::warn!(target: "flannel::store", "{warning}"));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AgentError::Threads)?;
-    let outcome = runtime.block_on(supervise(options, places, &log, cancel));
+    let outcome = runtime.block_on(supervise(options, addresses, &log, cancel));
     // A hanging disk must not delay shutdown.
     runtime.shutdown_timeout(GRACE);
     log.flush();
@@ -111,28 +111,28 @@ impl ServeAddresses {
     fn take(options: &Options) -> Result<Self, ListenError> {
         let health =
             options.healthz.map(|addr| ServeAddress::take(addr, "-healthz-ip and -healthz-port")).transpose()?;
-        let mut places = Self { health, operator: None, warning: None };
+        let mut addresses = Self { health, operator: None, warning: None };
         if let Some(metrics) = options.metrics {
-            let place = ServeAddress::take(metrics.addr, "-metrics-ip and -metrics-port");
-            let place = place.and_then(|place| {
-                places.health.iter().try_for_each(|health| place.check_beside(health))?;
-                Ok(place)
+            let address = ServeAddress::take(metrics.addr, "-metrics-ip and -metrics-port");
+            let address = address.and_then(|address| {
+                addresses.health.iter().try_for_each(|health| address.check_beside(health))?;
+                Ok(address)
             });
-            match place {
-                Ok(place) => places.operator = Some(place),
+            match address {
+                Ok(address) => addresses.operator = Some(address),
                 Err(error) if metrics.asked_for => return Err(error),
                 Err(error) => {
-                    places.warning = Some(format!("no metrics and no status: {}", chain(&error)));
+                    addresses.warning = Some(format!("no metrics and no status: {}", chain(&error)));
                 }
             }
         }
-        Ok(places)
+        Ok(addresses)
     }
 }
 
 async fn supervise(
     options: &Options,
-    places: ServeAddresses,
+    addresses: ServeAddresses,
     log: &Log,
     cancel: CancellationToken,
 ) -> Result<(), AgentError> {
@@ -163,14 +163,14 @@ async fn supervise(
     // Pages are served until the agent has ended.
     let ended = CancellationToken::new();
     let pages = [
-        places.health.map(|place| (place, serve::health(Arc::clone(&shown)))),
-        places.operator.map(|place| (place, serve::operator(shown))),
+        addresses.health.map(|address| (address, serve::health(Arc::clone(&shown)))),
+        addresses.operator.map(|address| (address, serve::operator(shown))),
     ];
     let mut servers = JoinSet::new();
-    for (place, router) in pages.into_iter().flatten() {
+    for (address, router) in pages.into_iter().flatten() {
         let ended = ended.clone();
         servers.spawn(async move {
-            if let Err(error) = serve::serve(place, router, ended).await {
+            if let Err(error) = serve::serve(address, router, ended).await {
                 tracing::error!(target: "flannel::agent", %error, "an HTTP server has stopped");
             }
         });

@@ -15,7 +15,7 @@ use flannel_core::netlink::NetlinkKernel;
 use flannel_core::overlay::{BuildError, Masquerade, MissingUplink, Overlay, SubnetEnvFile};
 
 use crate::blackhole::Blackhole;
-use crate::firewall::{self, GUARDED_BY_DEFAULT};
+use crate::firewall;
 use crate::options::{FirewallOptions, Options, PortGuard, StoreLocation};
 use crate::stores::Opened;
 
@@ -57,12 +57,7 @@ pub(crate) fn assemble(
         .name(options.overlay.clone())
         .backend(Vxlan::TYPE, move |config| {
             check(config)?;
-            let vxlan = Vxlan::new(config)?;
-            let vxlan = match rules.guard {
-                PortGuard::Peers => vxlan.with_default_port(GUARDED_BY_DEFAULT),
-                PortGuard::None => vxlan,
-            };
-            Ok(Blackhole::around(vxlan, routes))
+            Ok(Blackhole::around(vxlan(config, rules.guard)?, routes))
         })
         .backend(HostGw::TYPE, move |config| check(config).map(|()| Blackhole::around(HostGw, routes)))
         .backend(Udp::TYPE, move |config| {
@@ -79,6 +74,16 @@ pub(crate) fn assemble(
         .audit_every(options.audit_every)
         .subnet_env(SubnetEnvFile::new(&options.subnet_file, masquerade))
         .build(Arc::clone(&store.subnets), kernel)?)
+}
+
+/// Returns the VXLAN backend. With the guard it has a port in any case: otherwise an existing device would keep its port,
+/// whichever that is, and the guard would protect another one.
+pub(crate) fn vxlan(config: &NetworkConfig, guard: PortGuard) -> Result<Vxlan, BackendError> {
+    let vxlan = Vxlan::new(config)?;
+    Ok(match guard {
+        PortGuard::Peers => vxlan.with_default_port(flannel_core::kernel::Vxlan::DEFAULT_PORT),
+        PortGuard::None => vxlan,
+    })
 }
 
 /// Checks that the rules which the flags need can be written: without them pods must not be attached.

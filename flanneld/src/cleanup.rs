@@ -29,8 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub(crate) struct AgentsRun(Vec<Agent>);
 
 /// Removes everything of this overlay, or only returns what would be removed. After the devices, every further step is
-/// taken even if one before it failed; the first error is returned with the report of the others.
-pub(crate) async fn cleanup(options: &Options) -> Result<(Report, Option<CommandError>), CommandError> {
+/// taken even if one before it failed: see [`Report::failed`].
+pub(crate) async fn cleanup(options: &Options) -> Result<Report, CommandError> {
     privileges::check()?;
     let mut agents = processes::agents();
     // Go flannel has one overlay, with the names and files that this one has by default.
@@ -44,13 +44,13 @@ pub(crate) async fn cleanup(options: &Options) -> Result<(Report, Option<Command
     let overlay = assemble(options, &store, MissingUplink::Fail, UdpDataPlane::new())?;
     let dry_run = options.cleanup.dry_run;
     let removed = if dry_run { overlay.preview_removal().await? } else { overlay.remove().await? };
-    let mut report = Report { mode: options.cleanup, rules: 0, files: Vec::new(), left: Vec::new(), removed };
-    let mut failed: Option<CommandError> = None;
+    let (mode, files, left) = (options.cleanup, Vec::new(), Vec::new());
+    let mut report = Report { mode, removed, rules: 0, files, left, failed: None };
     match firewall::present(&options.overlay).await {
         Ok(rules) => report.rules = rules,
-        Err(error) => failed = Some(error.into()),
+        Err(error) => report.failed = Some(error.into()),
     }
-    report.left = left(options, &store).await;
+    report.left = unmarked(options, &store).await;
     report.files.extend(report.removed.subnet_env.then(|| options.subnet_file.clone()));
     let state = options.state_file.as_ref().map(|file| file.path.clone()).filter(|path| path.exists());
     let (ours, others): (Vec<_>, Vec<_>) = options.cni.installed().into_iter().partition(|conflist| conflist.is_ours);
@@ -58,21 +58,21 @@ pub(crate) async fn cleanup(options: &Options) -> Result<(Report, Option<Command
     let conflist = ours.into_iter().map(|conflist| conflist.path).next();
     if dry_run {
         report.files.extend(state.into_iter().chain(conflist));
-        return Ok((report, failed));
+        return Ok(report);
     }
     if let Err(error) = firewall::remove(&options.overlay).await {
         report.rules = 0;
-        failed.get_or_insert(error.into());
+        report.failed.get_or_insert(error.into());
     }
     let erased = store.with_state_file(options.state_file.as_ref()).state.map_or(Ok(()), |kept| kept.erase());
     let deleted = conflist.as_deref().map_or(Ok(()), files::remove);
     for (path, outcome) in [(state, erased), (conflist, deleted)] {
         match outcome {
             Ok(()) => report.files.extend(path),
-            Err(error) => drop(failed.get_or_insert(error.into())),
+            Err(error) => drop(report.failed.get_or_insert(error.into())),
         }
     }
-    Ok((report, failed))
+    Ok(report)
 }
 
 /// What was or would be removed.
@@ -85,11 +85,13 @@ pub(crate) struct Report {
     files: Vec<PathBuf>,
     /// Objects that look like flannel's but do not have this overlay's mark, each with the command that deletes it.
     left: Vec<String>,
+    /// The first error. What could not be removed is not in the rest of the report.
+    pub(crate) failed: Option<CommandError>,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { mode, removed, rules, files, left } = self;
+        let Self { mode, removed, rules, files, left, failed } = self;
         let (verb, release) = if mode.dry_run { ("would remove", "would release") } else { ("removed", "released") };
         for deletion in &removed.deletions {
             writeln!(f, "{verb}: {deletion}")?;
@@ -102,14 +104,15 @@ impl fmt::Display for Report {
             writeln!(f, "{verb}: the overlay's firewall rules")?;
         }
         for file in files {
-            writeln!(f, "{verb}: {}", Plain(file.display()))?;
+            writeln!(f, "{verb}: {}", file.display())?;
         }
         match (&removed.lease, &removed.store) {
             (Some(lease), _) => writeln!(f, "{release}: lease {} ({})", lease.key, lease.subnets)?,
             (None, Some(error)) => writeln!(f, "lease not released: {error}")?,
             (None, None) => {}
         }
-        if removed.objects == 0 && *rules == 0 && files.is_empty() && removed.lease.is_none() {
+        let nothing = removed.objects == 0 && *rules == 0 && files.is_empty() && removed.lease.is_none();
+        if nothing && failed.is_none() {
             writeln!(f, "nothing to remove")?;
         }
         for left in left {
@@ -120,7 +123,7 @@ impl fmt::Display for Report {
 }
 
 /// Returns what may be flannel's, but cannot be known to be this overlay's.
-async fn left(options: &Options, store: &Opened) -> Vec<String> {
+async fn unmarked(options: &Options, store: &Opened) -> Vec<String> {
     let Ok(kernel) = NetlinkKernel::new() else { return Vec::new() };
     let Ok(facts) = kernel.host_facts(&options.uplink.reaches()).await else { return Vec::new() };
     let mut left: Vec<_> = devices(&facts, options).collect();

@@ -9,6 +9,7 @@ use axum::http::{Request, StatusCode, header};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use crate::output::Format;
@@ -45,7 +46,7 @@ pub(crate) enum ClientError {
     },
     #[error("another program than flanneld answers at {0}: check -metrics-ip and -metrics-port")]
     NotOurs(SocketAddr),
-    #[error("the agent at {addr} did not finish its answer: try again")]
+    #[error("no complete answer from {addr}: try again; if that does not help, check which program listens there")]
     Incomplete {
         addr: SocketAddr,
         #[source]
@@ -67,9 +68,8 @@ pub(crate) async fn is_ready(addr: SocketAddr) -> Result<bool, ClientError> {
 /// Requests `path` and returns its body, in the format `accept` ([`TEXT`], [`WIDE`], [`JSON`]) if the page has several.
 pub(crate) async fn ask(addr: SocketAddr, path: &str, accept: &str) -> Result<String, ClientError> {
     let addr = reachable(addr);
-    let (code, body) = timeout(TIMEOUT, exchange(addr, path, accept)).await.unwrap_or_else(|late| {
-        Err(ClientError::Unreachable { addr, source: io::Error::new(io::ErrorKind::TimedOut, late) })
-    })?;
+    let late = |late: Elapsed| ClientError::Incomplete { addr, source: late.into() };
+    let (code, body) = timeout(TIMEOUT, exchange(addr, path, accept)).await.map_err(late)??;
     match code {
         StatusCode::OK => Ok(body),
         StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::SERVICE_UNAVAILABLE if !body.is_empty() => {
@@ -167,6 +167,6 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let answer = ask(addr, "/status", JSON).await;
-        assert!(matches!(answer, Err(ClientError::Unreachable { .. })), "{answer:?}");
+        assert!(matches!(answer, Err(ClientError::Incomplete { .. })), "{answer:?}");
     }
 }

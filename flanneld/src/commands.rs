@@ -130,9 +130,9 @@ pub(crate) fn doctor(options: &Options, warnings: &[String]) -> Result<u8, Comma
 
 /// Removes everything of this overlay from the host, or prints what would be removed.
 pub(crate) fn cleanup(options: &Options) -> Result<u8, CommandError> {
-    let (report, failed) = block_on(cleanup::cleanup(options))?;
+    let report = block_on(cleanup::cleanup(options))?;
     print(options.output.format, &report.to_string())?;
-    failed.map_or(Ok(exit::SUCCESS), Err)
+    report.failed.map_or(Ok(exit::SUCCESS), Err)
 }
 
 /// How often the agent is asked while its answers are followed.

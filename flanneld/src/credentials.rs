@@ -40,8 +40,8 @@ pub(crate) fn check(config: &Config) -> Result<(), CredentialError> {
     }
 }
 
-/// Returns what time makes or will make unusable, and what only etcd rejects. The agent starts nevertheless: with a state
-/// file it needs no etcd.
+/// Returns certificates that have expired, soon will or are not valid yet, and those that only etcd rejects. The agent
+/// starts nevertheless: with a state file it needs no etcd.
 pub(crate) fn warnings(config: &Config) -> Vec<CredentialError> {
     let Some(tls) = &config.tls else { return Vec::new() };
     let authorities = tls.ca.iter().map(|path| (CA, path, Purpose::Authority));

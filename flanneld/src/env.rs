@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 
-use crate::flag_table::{VARIABLES, find, flags, variable};
+use crate::flag_table::{VARIABLE_PREFIX, find, flags, variable};
 use crate::flags::{UsageError, Values, near};
 
 /// Returns the variables that are text, and a warning for each variable with flanneld's prefix that is not.
@@ -13,7 +13,7 @@ pub(crate) fn texts(variables: impl IntoIterator<Item = (OsString, OsString)>) -
         let shown = name.to_string_lossy().into_owned();
         match (name.into_string(), value.into_string()) {
             (Ok(name), Ok(value)) => texts.push((name, value)),
-            _ if shown.starts_with(VARIABLES) => {
+            _ if shown.starts_with(VARIABLE_PREFIX) => {
                 warnings.push(format!("the environment variable {shown} is not UTF-8 and is ignored"));
             }
             _ => {}
@@ -31,7 +31,7 @@ pub(crate) fn overlay(
 ) -> Result<Vec<String>, UsageError> {
     let mut warnings = Vec::new();
     for (name, value) in variables {
-        let Some(rest) = name.strip_prefix(VARIABLES) else { continue };
+        let Some(rest) = name.strip_prefix(VARIABLE_PREFIX) else { continue };
         let flag = flags().find(|flag| variable(flag).as_ref() == Some(&name));
         let Some(flag) = flag else {
             let near = near(rest, flags().map(|flag| flag.name)).and_then(find).and_then(variable);
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_that_ask_for_one_action_have_no_variable() {
+    fn version_and_the_flags_of_commands_have_no_variable() {
         for (name, value) in [("VERSION", "0.1.0"), ("WATCH", "true"), ("DRY_RUN", "true"), ("JSON", "true")] {
             let (values, warnings) = with(&[], &[(&format!("FLANNELD_{name}"), value)]).unwrap();
             assert_eq!((values, warnings.len()), (Values::default(), 1), "{name}");

@@ -13,10 +13,8 @@ use flannel_firewall_iptables::Iptables;
 use flannel_firewall_nft::Nft;
 use tokio::sync::watch;
 
+use crate::assemble::vxlan;
 use crate::options::{FirewallOptions, Options, PortGuard};
-
-/// The guarded port if the configuration has none. The device then gets this port, too.
-pub(crate) const GUARDED_BY_DEFAULT: u16 = flannel_core::kernel::Vxlan::DEFAULT_PORT;
 
 /// Maintains the firewall's rules.
 pub(crate) struct Keeper {
@@ -71,8 +69,7 @@ fn guarded_port(guard: PortGuard, config: &NetworkConfig) -> Option<u16> {
     if guard != PortGuard::Peers || config.backend.kind != Vxlan::TYPE {
         return None;
     }
-    let vxlan = Vxlan::new(config).ok()?;
-    Some(vxlan.config().port.unwrap_or(GUARDED_BY_DEFAULT))
+    vxlan(config, guard).ok()?.config().port
 }
 
 /// Removes the rules of both tools. A tool that is not installed has none.

@@ -43,8 +43,8 @@ pub(crate) struct Group {
 
 const OF_COMMANDS: &str = "Commands";
 
-/// How the names of variables begin.
-pub(crate) const VARIABLES: &str = "FLANNELD_";
+/// The start of the name of every flag's variable.
+pub(crate) const VARIABLE_PREFIX: &str = "FLANNELD_";
 
 /// Returns all flags.
 pub(crate) fn flags() -> impl Iterator<Item = &'static Flag> {
@@ -56,11 +56,11 @@ pub(crate) fn of_commands() -> impl Iterator<Item = &'static Flag> {
     GROUPS.iter().filter(|group| group.title == OF_COMMANDS).flat_map(|group| group.flags)
 }
 
-/// Returns the name of the environment variable for a flag. There is none for flags that ask for one action: a variable
-/// stays set for all commands.
+/// Returns the name of a flag's environment variable. `-version` and the flags of commands have none, because a variable
+/// would apply to every command.
 pub(crate) fn variable(flag: &Flag) -> Option<String> {
-    let is_of_one_call = flag.name == "version" || of_commands().any(|other| other.name == flag.name);
-    (!is_of_one_call).then(|| format!("{VARIABLES}{}", flag.name.to_ascii_uppercase().replace('-', "_")))
+    let has_none = flag.name == "version" || of_commands().any(|other| other.name == flag.name);
+    (!has_none).then(|| format!("{VARIABLE_PREFIX}{}", flag.name.to_ascii_uppercase().replace('-', "_")))
 }
 
 /// Returns the flag of this name.

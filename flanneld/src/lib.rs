@@ -23,7 +23,6 @@ mod flags;
 #[doc(hidden)]
 pub mod fuzzing;
 mod help;
-
 mod log;
 mod malloc;
 mod metrics;

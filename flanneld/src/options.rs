@@ -388,9 +388,9 @@ fn path(values: &Values, name: &'static str) -> Result<PathBuf, UsageError> {
 }
 
 /// Returns `None` for the embedded store: a directory is always available.
-fn state_file(values: &Values, place: &StoreLocation, overlay: &OverlayName) -> Option<StateFile> {
+fn state_file(values: &Values, location: &StoreLocation, overlay: &OverlayName) -> Option<StateFile> {
     let text = values.text("state-file");
-    if text.is_empty() || matches!(place, StoreLocation::Dir { .. }) {
+    if text.is_empty() || matches!(location, StoreLocation::Dir { .. }) {
         return None;
     }
     let asked_for = values.is_given("state-file");

@@ -147,6 +147,8 @@ fn gathered(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
     use flannel_core::lease::{Json, LeaseKey};
     use flannel_core::testing::samples;
@@ -165,6 +167,22 @@ mod tests {
             assert_eq!(read.len(), count);
             assert_eq!(shown(peers, Columns::Few).await.lines().count(), count + 1);
         }
+    }
+
+    #[tokio::test]
+    async fn other_tasks_run_while_a_table_is_made() {
+        let turns = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&turns);
+        tokio::spawn(async move {
+            loop {
+                counted.fetch_add(1, Ordering::Relaxed);
+                yield_now().await;
+            }
+        });
+        let peers: PeerList = (0..3 * AT_ONCE).map(|_| Arc::new(samples::lease(7, &Family::BOTH, "vxlan"))).collect();
+        shown(peers, Columns::Few).await;
+        // Three chunks are measured, then formatted.
+        assert!(turns.load(Ordering::Relaxed) >= 6, "{turns:?}");
     }
 
     #[tokio::test]

@@ -12,8 +12,8 @@ const NAME: &str = "flanneld";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Agent {
     pub(crate) pid: u32,
-    /// The number that the process itself has: another one if it runs in a container.
-    pub(crate) own_pid: u32,
+    /// Its process ID in its own PID namespace, which differs from `pid` if it runs in a container.
+    pub(crate) inner_pid: u32,
     pub(crate) program: PathBuf,
     /// The overlay by its flags; Go flannel's is `flannel`.
     pub(crate) overlay: String,
@@ -62,11 +62,11 @@ fn agent(pid: u32, process: &Path) -> Option<Agent> {
     let place = |process: &Path| fs::metadata(process.join("exe")).ok().map(|found| (found.dev(), found.ino()));
     let own = place(Path::new("/proc/self"));
     let status = fs::read_to_string(process.join("status")).unwrap_or_default();
-    let own_pid = innermost_pid(&status).unwrap_or(pid);
-    Some(Agent { pid, own_pid, program, overlay, is_this_program: own.is_some() && own == place(process) })
+    let inner_pid = innermost_pid(&status).unwrap_or(pid);
+    Some(Agent { pid, inner_pid, program, overlay, is_this_program: own.is_some() && own == place(process) })
 }
 
-/// Returns the number of a process in its own PID namespace, from its `/proc/PID/status` (proc(5), NSpid).
+/// Returns the process ID in the process's own PID namespace, from its `/proc/PID/status` (proc(5), NSpid).
 fn innermost_pid(status: &str) -> Option<u32> {
     let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
     pids.split_whitespace().last()?.parse().ok()
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_in_a_container_has_a_number_of_its_own() {
+    fn a_process_in_a_container_has_another_process_id_there() {
         for (status, pid) in [
             ("Name:\tflanneld\nNSpid:\t4711\n", Some(4711)),
             ("Pid:\t4711\nNSpid:\t4711\t12\t1\nNSpgid:\t4711\t12\t1\n", Some(1)),

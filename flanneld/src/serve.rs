@@ -140,9 +140,9 @@ pub(crate) fn operator(shown: Arc<Shown>) -> Router {
 }
 
 /// Serves until cancelled, then finishes pending answers.
-pub(crate) async fn serve(place: ServeAddress, router: Router, cancel: CancellationToken) -> io::Result<()> {
+pub(crate) async fn serve(address: ServeAddress, router: Router, cancel: CancellationToken) -> io::Result<()> {
     let listener = tokio::select! {
-        listener = place.listener() => tokio::net::TcpListener::from_std(listener)?,
+        listener = address.listener() => tokio::net::TcpListener::from_std(listener)?,
         () = cancel.cancelled() => return Ok(()),
     };
     connections::serve(listener, router, cancel).await;
@@ -301,23 +301,26 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_address_that_is_taken_is_waited_for_and_one_that_cannot_be_had_is_an_error() {
-        let stranger = TcpListener::bind("127.0.0.1:0").unwrap();
-        let addr = stranger.local_addr().unwrap();
-        let place = ServeAddress::take(addr, "-flag").unwrap();
-        let mut waiting = std::pin::pin!(place.listener());
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = other.local_addr().unwrap();
+        let address = ServeAddress::take(addr, "-flag").unwrap();
+        let mut waiting = std::pin::pin!(address.listener());
         let ten_minutes = std::time::Duration::from_secs(600);
         assert!(tokio::time::timeout(ten_minutes, &mut waiting).await.is_err());
-        drop(stranger);
+        drop(other);
         assert_eq!(waiting.await.local_addr().unwrap(), addr);
         // An address for documentation, which no host has.
         let error = ServeAddress::take("192.0.2.77:1".parse().unwrap(), "-flag").unwrap_err();
         assert_eq!(error.source.kind(), io::ErrorKind::AddrNotAvailable);
+        let privileged = TcpListener::bind("127.0.0.77:1023").unwrap();
+        let error = ServeAddress::take(privileged.local_addr().unwrap(), "-flag").unwrap_err();
+        assert_eq!(error.source.kind(), io::ErrorKind::AddrInUse);
     }
 
     #[test]
-    fn two_places_at_one_address_are_an_error() {
-        let place = |addr: &str| ServeAddress { addr: addr.parse().unwrap(), flags: "-flag", listener: None };
-        let meet = |one: &str, other: &str| place(one).check_beside(&place(other)).is_err();
+    fn one_address_for_both_pages_is_an_error() {
+        let at = |addr: &str| ServeAddress { addr: addr.parse().unwrap(), flags: "-flag", listener: None };
+        let meet = |one: &str, other: &str| at(one).check_beside(&at(other)).is_err();
         assert!(meet("127.0.0.1:1", "127.0.0.1:1") && meet("0.0.0.0:1", "127.0.0.1:1") && meet("[::1]:1", "[::]:1"));
         assert!(!meet("127.0.0.1:1", "127.0.0.1:2") && !meet("127.0.0.1:1", "127.0.0.2:1"));
     }

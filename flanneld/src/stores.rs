@@ -29,11 +29,11 @@ pub(crate) struct Opened {
     pub(crate) state: Option<Arc<CachedSubnets>>,
     /// The same store, for checks of its permissions.
     pub(crate) etcd: Option<EtcdSubnets>,
-    /// The same store, for what else a Node shows.
+    /// The same store, if it is Kubernetes: it also shows the agent's state at the Node.
     pub(crate) node: Option<NodeStatus>,
 }
 
-/// Where the state of a Kubernetes Node is shown.
+/// Shows the agent's state at its Node in Kubernetes.
 #[derive(Clone)]
 pub(crate) struct NodeStatus {
     pub(crate) store: KubeSubnets,
@@ -150,7 +150,7 @@ pub(crate) fn unavailable(options: &StoreOptions, error: StoreError) -> Opened {
     Opened { subnets, addresses: Vec::new(), name, state: None, etcd: None, node: None }
 }
 
-/// A store that is always unavailable, with the reason `reason`.
+/// A store that is always unavailable, for this reason.
 struct UnavailableStore {
     node: ThisNode,
     reason: String,

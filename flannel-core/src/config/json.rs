@@ -33,7 +33,10 @@ impl Object {
     /// # Errors
     /// [`ConfigError`] when the text is not exactly one JSON object. Final for this text.
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
-        Ok(Self { members: Members::of(serde_json::from_slice(json))?.owned(), ..Self::new("$") })
+        Ok(Self {
+            members: serde_json::from_slice::<Members<'_>>(json).map_err(not_an_object)?.owned(),
+            ..Self::new("$")
+        })
     }
 
     /// Returns a string of a whole document, as [`parse`](Self::parse) and [`string`](Self::string) do. Copies
@@ -43,7 +46,7 @@ impl Object {
     /// [`ConfigError`] when the text is not exactly one JSON object, or the value has another type. Final for this
     /// text.
     pub fn string_of<'a>(json: &'a str, key: &str) -> Result<Option<Cow<'a, str>>, ConfigError> {
-        let Members(members) = Members::of(serde_json::from_str(json))?;
+        let Members(members) = serde_json::from_str(json).map_err(not_an_object)?;
         let members = members.iter().map(|(name, raw)| (&**name, raw.get()));
         let Some(json) = last(members, key, |json| *json != Json::NULL) else { return Ok(None) };
         match serde_json::from_str(json) {
@@ -168,17 +171,14 @@ fn last<'a, V>(
 
 const A_STRING: &str = "a string";
 
+fn not_an_object(error: serde_json::Error) -> ConfigError {
+    ConfigError::new("$", format!("not a JSON object ({error})"), "write one JSON object and nothing after it")
+}
+
 /// The members of an object in the order of the text, including duplicates.
 struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
 impl<'a> Members<'a> {
-    /// Returns the members of a whole document.
-    fn of(parsed: serde_json::Result<Self>) -> Result<Self, ConfigError> {
-        parsed.map_err(|error| {
-            ConfigError::new("$", format!("not a JSON object ({error})"), "write one JSON object and nothing after it")
-        })
-    }
-
     /// Returns the members without their document.
     fn owned(&self) -> Vec<(String, Json)> {
         self.0.iter().map(|(name, raw)| (name.to_string(), Json::of_raw(raw))).collect()

@@ -76,8 +76,8 @@ pub(super) fn identity(running: &Running) -> Finding {
 pub(super) fn others(options: &Options, running: Option<&Running>) -> Vec<Finding> {
     let mut others = processes::agents();
     others.retain(|agent| agent.overlay == options.overlay.as_str());
-    // The agent that answers knows only the number that it has in its own container.
-    let answers = |agent: &processes::Agent| running.and_then(|running| running.pid) == Some(agent.own_pid.into());
+    // The agent that answers knows only its process ID in its own container.
+    let answers = |agent: &processes::Agent| running.and_then(|running| running.pid) == Some(agent.inner_pid.into());
     if let Some(own) = others.iter().position(answers) {
         others.remove(own);
     }

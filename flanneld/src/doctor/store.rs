@@ -32,11 +32,11 @@ pub(super) struct AnsweringStore {
 pub(super) async fn examine(options: &Options) -> (Option<AnsweringStore>, Vec<Finding>) {
     let mut findings = Vec::new();
     if let StoreLocation::Etcd(config) = &options.store.location {
-        let doubt = |doubt: credentials::CredentialError| {
-            let severity = if doubt.prevents { Severity::Error } else { Severity::Warning };
-            Finding::new("certificates", severity, doubt.problem(), doubt.remedy)
+        let finding = |warning: credentials::CredentialError| {
+            let severity = if warning.prevents { Severity::Error } else { Severity::Warning };
+            Finding::new("certificates", severity, warning.problem(), warning.remedy)
         };
-        findings.extend(credentials::warnings(config).into_iter().map(doubt));
+        findings.extend(credentials::warnings(config).into_iter().map(finding));
     }
     let opened = match stores::open(&options.store).await {
         Ok(opened) => opened,

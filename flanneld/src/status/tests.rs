@@ -1,10 +1,14 @@
+use flannel_backend_udp::path::{Counters, Reason as Dropped};
 use flannel_core::admit::Reason;
 use flannel_core::backend::Uplink;
+use flannel_core::backend::alloc::Alloc;
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::kernel::LinkName;
 use flannel_core::lease::{Lease, LeaseAttrs, LeaseKey};
 use flannel_core::net::{Dual, Mtu};
-use flannel_core::overlay::{End, EnvFile, UplinkState};
+use flannel_core::overlay::{End, EnvFile, Overlay, UplinkState};
+use flannel_core::testing::{FakeKernel, MemorySubnets};
+use futures_util::FutureExt;
 use serde_json::json;
 
 use super::*;
@@ -144,4 +148,27 @@ fn an_end_is_summed_up_by_its_reason() {
     let mut status = ready();
     (status.phase, status.ended) = (Phase::Stopped, Some(End::Failed("the lease was lost".to_owned())));
     assert_eq!(summary(&status, &RulesState::InPlace), "stopped: the lease was lost");
+}
+
+#[tokio::test]
+async fn rules_that_are_no_longer_kept_are_neither_a_change_nor_the_end_of_the_agent() {
+    let config = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"alloc"}}"#;
+    let store = MemorySubnets::new(NetworkConfig::parse(config, Allocation::Pool).unwrap());
+    let overlay = Overlay::builder().backend(Alloc::TYPE, |_| Ok(Alloc));
+    let overlay = overlay.build(Arc::new(store), Arc::new(FakeKernel::new())).unwrap();
+    let (mut handle, (state, mut rules)) = (overlay.handle(), watch::channel(RulesState::Pending));
+    state.send_replace(RulesState::InPlace);
+    assert_eq!(changed(&mut handle, &mut rules).now_or_never(), Some(true));
+    drop(state);
+    assert_eq!(changed(&mut handle, &mut rules).now_or_never(), None);
+}
+
+#[test]
+fn the_documents_explain_every_reason_for_a_dropped_packet() {
+    let page = include_str!("../../../docs/operations.md");
+    let (_, table) = page.split_once("| `reason` | packets | what to do |").unwrap();
+    let (table, _) = table.split_once("\n\n").unwrap();
+    for name in Dropped::ALL.map(Dropped::name).into_iter().chain([Counters::OVERFLOWED]) {
+        assert!(table.contains(&format!("`{name}`")), "{name}");
+    }
 }

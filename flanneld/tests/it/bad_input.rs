@@ -137,6 +137,7 @@ fn a_place_that_cannot_be_used_ends_the_agent_before_anything_is_touched() {
     let (nowhere, theirs) = (format!("mkdir -p {}", path("nope")), format!("chown 0 {}", path("theirs")));
     let etcd = ["-etcd-endpoints=http://192.0.2.1:2379".to_owned()];
     let embedded = site.args(1)[..1].to_vec();
+    let with_conflist = [&embedded[..], &[format!("-cni-conf-dir={}", path("store"))]].concat();
     let before = files(&site);
     for (store, flag, value, parts) in [
         (&embedded[..], "subnet-file", path("file/subnet.env"), ["is not a directory", "correct the path"]),
@@ -149,6 +150,8 @@ fn a_place_that_cannot_be_used_ends_the_agent_before_anything_is_touched() {
         (&embedded, "cni-bin-dir", path("nope"), ["does not exist", &nowhere]),
         (&embedded, "cni-conf-dir", path("nope"), ["does not exist", &nowhere]),
         (&embedded, "cni-conf-dir", path("file"), ["is not a directory", "correct the path"]),
+        (&with_conflist, "cni-conf", path("nope"), ["-cni-conf=", "cannot read"]),
+        (&with_conflist, "cni-conf", path("file"), ["-cni-conf=", "not a JSON object"]),
         (&[], "subnet-dir", path("nope"), ["no such directory", "mkdir -p"]),
         (&[], "subnet-dir", path("file"), ["not a directory", "name another path"]),
         (&embedded, "healthz-ip", "192.0.2.77".to_owned(), ["listening on 192.0.2.77:8081", "-healthz-ip"]),

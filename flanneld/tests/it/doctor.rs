@@ -179,6 +179,19 @@ fn another_flannel_is_named_with_its_process() {
 }
 
 #[test]
+fn an_agent_in_a_container_is_not_another_one() {
+    let site = Site::new(1, VXLAN);
+    let ours = command(&site.args(1));
+    // Its process ID is 1 there.
+    let mut inside = bare(Command::new("unshare"));
+    inside.args(["--pid", "--fork", "--kill-child"]).arg(ours.get_program()).args(ours.get_args());
+    let _agent = Agent::start_in(site.ns(1), &mut inside, site.path("log1")).ready();
+    let report = site.run(1, &["doctor", "-json"]);
+    assert_found(&report, "agent", "ok", "(pid 1)", "");
+    assert_found(&report, "processes", "ok", "no other flannel", "");
+}
+
+#[test]
 fn a_state_file_of_another_user_is_not_called_corrupt() {
     let cluster = Cluster::new(1, VXLAN);
     let agent = cluster.start(1, &[]).ready();

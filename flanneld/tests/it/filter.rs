@@ -58,6 +58,27 @@ fn a_guarded_port_takes_no_packet_of_a_stranger_and_those_of_every_peer() {
 }
 
 #[test]
+fn the_guarded_port_is_that_of_the_device() {
+    let site = Site::new(1, NFT);
+    let other = VxlanLink {
+        vni: 1,
+        port: Some(4789),
+        local: Some("10.89.0.11".parse().unwrap()),
+        lower: Some("eth0".to_owned()),
+        ..VxlanLink::default()
+    };
+    site.ns(1).add_vxlan("flannel.1", &other, None).unwrap();
+    let device = || site.tool(1, &["ip", "-details", "link", "show", "flannel.1"]).out;
+    let agent = site.start(1, &[]).ready();
+    assert!(device().contains("dstport 4789"), "without a port, any is adopted: {}", device());
+    agent.end(Signal::SIGTERM);
+    let _agent = site.start(1, &["-vxlan-guard"]).ready();
+    assert!(device().contains("dstport 8472"), "{}", device());
+    let rules = site.tool(1, &["nft", "list", "ruleset"]).out;
+    assert!(rules.contains("udp dport 8472"), "{rules}");
+}
+
+#[test]
 fn a_restart_under_guard_costs_no_packet() {
     let cluster = Cluster::placed(2, NFT);
     let start = || cluster.start(1, &["-vxlan-guard"]);

@@ -43,7 +43,7 @@ pub(crate) fn measure(programs: &Programs, n: u32, runs: u32) -> Result<(), Erro
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let cluster = runtime.block_on(Cluster::with_peers(Backend::Vxlan, n, None))?;
         let directory = tempfile::tempdir()?;
-        embedded::fill(directory.path(), Backend::Vxlan, n)?;
+        embedded::fill(directory.path(), n)?;
         let stores = [
             ("etcd", cluster.args().to_vec()),
             ("embedded", vec![format!("-subnet-dir={}", directory.path().display())]),
