@@ -21,7 +21,7 @@ pub use json::{Json, JsonError, Scalar};
 pub use key::LeaseKey;
 
 /// What a node publishes: how to reach it (docs/compatibility.md, "Lease attributes").
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub struct LeaseAttrs {
     /// The addresses peers send to, one per family.
@@ -114,6 +114,15 @@ impl LeaseAttrs {
     /// # Errors
     /// [`AttrsError`] names the field. Final for this record.
     pub fn from_json(bytes: &[u8]) -> Result<Self, AttrsError> {
+        Self::from_json_with(bytes, |_, _| {})
+    }
+
+    /// Parses attributes as [`from_json`](Self::from_json) does, and passes each other member of the object to `other`,
+    /// in the order of the text: its key, and its value as JSON text.
+    ///
+    /// # Errors
+    /// As [`from_json`](Self::from_json). With [`AttrsError::Field`], `other` has received all other members.
+    pub fn from_json_with(bytes: &[u8], mut other: impl FnMut(&str, &str)) -> Result<Self, AttrsError> {
         if bytes.len() > Self::MAX_BYTES {
             return Err(AttrsError::TooLarge(bytes.len()));
         }
@@ -122,15 +131,14 @@ impl LeaseAttrs {
         if text.len() > Self::MAX_BYTES {
             return Err(AttrsError::TooLarge(text.len()));
         }
-        let wire: wire::Attrs<'_> = serde_json::from_str(&text).map_err(|error| AttrsError::Json(error.to_string()))?;
-        wire.check()
+        wire::Attrs::parse(&text, &mut other).map_err(|error| AttrsError::Json(error.to_string()))?.check()
     }
 }
 
 mod wire {
     use std::borrow::Cow;
 
-    use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+    use serde::de::{Deserializer, MapAccess, Visitor};
     use serde_json::value::RawValue;
 
     use super::*;
@@ -145,15 +153,10 @@ mod wire {
         backend_v6_data: Option<&'a RawValue>,
     }
 
-    impl<'de> Deserialize<'de> for Attrs<'de> {
-        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            deserializer.deserialize_map(AttrsVisitor)
-        }
-    }
+    /// Holds the function that receives the other members.
+    struct AttrsVisitor<'f, F>(&'f mut F);
 
-    struct AttrsVisitor;
-
-    impl<'de> Visitor<'de> for AttrsVisitor {
+    impl<'de, F: FnMut(&str, &str)> Visitor<'de> for AttrsVisitor<'_, F> {
         type Value = Attrs<'de>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -162,12 +165,10 @@ mod wire {
 
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Attrs<'de>, A::Error> {
             let mut attrs = Attrs::default();
-            while let Some(Text(key)) = map.next_key()? {
+            while let Some((Text(key), value)) = map.next_entry::<_, &RawValue>()? {
                 match attrs.field(&key) {
-                    Some(value) => *value = map.next_value()?,
-                    None => {
-                        map.next_value::<IgnoredAny>()?;
-                    }
+                    Some(field) => *field = Some(value),
+                    None => (self.0)(&key, value.get()),
                 }
             }
             Ok(attrs)
@@ -175,6 +176,13 @@ mod wire {
     }
 
     impl<'a> Attrs<'a> {
+        pub(super) fn parse(text: &'a str, other: &mut impl FnMut(&str, &str)) -> serde_json::Result<Self> {
+            let mut document = serde_json::Deserializer::from_str(text);
+            let attrs = document.deserialize_map(AttrsVisitor(other))?;
+            document.end()?;
+            Ok(attrs)
+        }
+
         fn field(&mut self, key: &str) -> Option<&mut Option<&'a RawValue>> {
             let fields = [
                 ("PublicIP", &mut self.public_ip),
@@ -273,7 +281,7 @@ impl Lease {
 }
 
 /// A record in a store that does not parse. It counts as present and bad, never as absent.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BadRecord {
     /// What is wrong, as text for people.
     pub reason: String,
@@ -374,6 +382,21 @@ mod tests {
             LeaseAttrs::from_json(br#"{"publicip":"1.2.3.4","Extra":{"a":[1]},"BACKENDTYPE":"vxlan"}"#).unwrap();
         assert_eq!(attrs.public_ip.v4, Some("1.2.3.4".parse().unwrap()));
         assert_eq!(&*attrs.backend_type, "vxlan");
+    }
+
+    #[test]
+    fn other_members_are_passed_on_also_beside_a_wrong_field() {
+        let read = |text: &str| {
+            let mut others = Vec::new();
+            let attrs = LeaseAttrs::from_json_with(text.as_bytes(), |key, value| others.push(format!("{key}={value}")));
+            (attrs.is_ok(), others.join(" "))
+        };
+        let others = r#""a":7, "BackendType":"x", "\u0062": [1, "c"], "a":null"#;
+        assert_eq!(
+            read(&format!(r#"{{"publicip":"1.2.3.4",{others}}}"#)),
+            (true, r#"a=7 b=[1, "c"] a=null"#.to_owned())
+        );
+        assert_eq!(read(&format!(r#"{{"PublicIP":7,{others}}}"#)), (false, r#"a=7 b=[1, "c"] a=null"#.to_owned()));
     }
 
     #[test]

@@ -46,9 +46,9 @@ impl Object {
     /// [`ConfigError`] when the text is not exactly one JSON object, or the value has another type. Final for this
     /// text.
     pub fn string_of<'a>(json: &'a str, key: &str) -> Result<Option<Cow<'a, str>>, ConfigError> {
-        let Members(members) = serde_json::from_str(json).map_err(not_an_object)?;
-        let members = members.iter().map(|(name, raw)| (&**name, raw.get()));
-        let Some(json) = last(members, key, |json| *json != Json::NULL) else { return Ok(None) };
+        let mut document = serde_json::Deserializer::from_str(json);
+        let found = document.deserialize_map(Last::of(key)).and_then(|found| document.end().map(|()| found));
+        let Some(json) = found.map_err(not_an_object)? else { return Ok(None) };
         match serde_json::from_str(json) {
             Ok(Text(text)) => Ok(Some(text)),
             Err(_) => Err(Self::new("$").mistyped(key, json, A_STRING)),
@@ -112,7 +112,7 @@ impl Object {
         let Some(json) = self.last(key, |json| !json.is_null()) else { return Ok(None) };
         match serde_json::from_str(json.as_str()) {
             Ok(members) => Ok(Some(Self { path: self.path_of(key), members: Members::owned(&members) })),
-            Err(_) => Err(self.mistyped(key, json.as_str(), "an object")),
+            Err(_) => Err(self.mistyped(key, json.as_str(), AN_OBJECT)),
         }
     }
 
@@ -142,7 +142,9 @@ impl Object {
     }
 
     fn last(&self, key: &str, accept: impl Fn(&Json) -> bool) -> Option<&Json> {
-        last(self.members.iter().map(|(name, json)| (name.as_str(), json)), key, |json| accept(json))
+        let mut last = Last::of(key);
+        self.members.iter().filter(|(_, json)| accept(json)).for_each(|(name, json)| last.offer(name, json));
+        last.value()
     }
 
     fn mistyped(&self, key: &str, found: &str, expected: &str) -> ConfigError {
@@ -151,24 +153,50 @@ impl Object {
     }
 }
 
-/// Returns the last value of a key that is accepted: that of the exact spelling, or else of any case.
-fn last<'a, V>(
-    members: impl DoubleEndedIterator<Item = (&'a str, V)>,
-    key: &str,
-    accept: impl Fn(&V) -> bool,
-) -> Option<V> {
-    let mut any_case = None;
-    for (name, value) in members.rev().filter(|(_, value)| accept(value)) {
-        if name == key {
-            return Some(value);
-        }
-        if any_case.is_none() && name.eq_ignore_ascii_case(key) {
-            any_case = Some(value);
-        }
-    }
-    any_case
+/// The last value of a key: that of the exact spelling, or else of any case.
+struct Last<'k, V> {
+    key: &'k str,
+    exact: Option<V>,
+    any_case: Option<V>,
 }
 
+impl<'k, V> Last<'k, V> {
+    fn of(key: &'k str) -> Self {
+        Self { key, exact: None, any_case: None }
+    }
+
+    fn offer(&mut self, name: &str, value: V) {
+        if name == self.key {
+            self.exact = Some(value);
+        } else if name.eq_ignore_ascii_case(self.key) {
+            self.any_case = Some(value);
+        }
+    }
+
+    fn value(self) -> Option<V> {
+        self.exact.or(self.any_case)
+    }
+}
+
+/// Returns the value's text, unless it is `null`.
+impl<'de> Visitor<'de> for Last<'_, &'de str> {
+    type Value = Option<&'de str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(AN_OBJECT)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self::Value, A::Error> {
+        while let Some((Text(name), raw)) = map.next_entry::<_, &RawValue>()? {
+            if raw.get() != Json::NULL {
+                self.offer(&name, raw.get());
+            }
+        }
+        Ok(self.value())
+    }
+}
+
+const AN_OBJECT: &str = "an object";
 const A_STRING: &str = "a string";
 
 fn not_an_object(error: serde_json::Error) -> ConfigError {
@@ -197,7 +225,7 @@ impl<'de> Visitor<'de> for MembersVisitor {
     type Value = Members<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
+        f.write_str(AN_OBJECT)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {

@@ -10,7 +10,7 @@ use crate::text::Plain;
 
 /// A JSON value kept as its compact text: ten thousand of them use little memory, and the text is written back
 /// unchanged.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Json(Box<str>);
 
 /// The text is not exactly one JSON value. Final for this input.
