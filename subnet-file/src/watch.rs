@@ -3,6 +3,7 @@
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::OsString;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -39,6 +40,7 @@ fn watch_at_most(store: Arc<Store>, most: usize) -> BoxStream<'static, Result<Le
         source: None,
         pause: None,
         seen: BTreeMap::new(),
+        hasher: RandomState::new(),
         ends: BTreeSet::new(),
         ready: VecDeque::new(),
     };
@@ -66,16 +68,26 @@ struct Watch {
     source: Option<Source>,
     /// The wait before that, if the last try failed.
     pause: Option<Duration>,
-    /// The reported records.
+    /// What is remembered of the reported records, for [`digest`](Seen::digest) with `hasher`.
     seen: BTreeMap<LeaseKey, Seen>,
+    hasher: RandomState,
     /// When the reported leases end.
     ends: BTreeSet<(WallTime, LeaseKey)>,
     /// Events that are still to be returned.
     ready: VecDeque<LeaseEvent>,
 }
 
-struct Seen {
+/// The contents of a file.
+struct Found {
     record: Record,
+    seen: Seen,
+}
+
+/// What is remembered of a file: little, because there is one for each record.
+struct Seen {
+    /// A hash of the contents. There is nothing to report while it stays the same.
+    digest: u64,
+    weight: usize,
     expires: Option<WallTime>,
 }
 
@@ -116,24 +128,24 @@ impl Watch {
             tokio::time::sleep(pause).await;
         }
         let source = Source::open(&self.store)?;
-        let (store, most) = (Arc::clone(&self.store), self.most);
+        let (store, most, hasher) = (Arc::clone(&self.store), self.most, self.hasher.clone());
         let read = move || {
             let now = WallTime::now();
             let mut oldest = OldestRecords::within(most);
             store.dir.each(|key, loaded| {
-                if let Some(seen) = Seen::of(&store, key, loaded, now) {
-                    oldest.push(seen);
+                if let Some(found) = Found::of(&store, key, loaded, now, &hasher) {
+                    oldest.push(found);
                 }
             })?;
             Ok(oldest.finish())
         };
         let mut all = joined(DOING, tokio::task::spawn_blocking(read).await)?;
         all.sort_unstable_by(|a, b| a.record.age().cmp(&b.record.age()));
-        let records: Vec<_> = all.iter().map(|seen| seen.record.clone()).collect();
-        self.weight = records.iter().map(Record::weight).sum();
-        let end = |seen: &Seen| seen.expires.map(|end| (end, seen.record.key.clone()));
+        let end = |found: &Found| found.seen.expires.map(|end| (end, found.record.key.clone()));
         self.ends = all.iter().filter_map(end).collect();
-        self.seen = all.into_iter().map(|seen| (seen.record.key.clone(), seen)).collect();
+        self.weight = all.iter().map(|found| found.seen.weight).sum();
+        let (records, seen): (Vec<_>, Vec<_>) = all.into_iter().map(|Found { record, seen }| (record, seen)).unzip();
+        self.seen = records.iter().map(|record| record.key.clone()).zip(seen).collect();
         self.ready.clear();
         self.ready.push_back(LeaseEvent::Reset(records));
         self.source = Some(source);
@@ -176,7 +188,7 @@ impl Watch {
     /// Reports that a record is gone, if it was reported.
     fn forget(&mut self, key: LeaseKey) {
         if let Some(old) = self.seen.remove(&key) {
-            self.weight -= old.record.weight();
+            self.weight -= old.weight;
             old.expires.map(|end| self.ends.remove(&(end, key.clone())));
             self.ready.push_back(LeaseEvent::Remove(key));
         }
@@ -185,57 +197,49 @@ impl Watch {
     /// Handles the present contents of a file, and reports them if they changed. A record without room counts as
     /// removed.
     fn fold(&mut self, key: LeaseKey, loaded: Option<Loaded>, now: WallTime) {
-        let fresh = loaded.and_then(|loaded| Seen::of(&self.store, key.clone(), loaded, now));
+        let fresh = loaded.and_then(|loaded| Found::of(&self.store, key.clone(), loaded, now, &self.hasher));
         let old = self.seen.get(&key);
         if let (Some(old), Some(fresh)) = (old, &fresh)
-            && same(old, fresh)
+            && old.digest == fresh.seen.digest
         {
             return;
         }
-        let others = self.weight - old.map_or(0, |old| old.record.weight());
-        let Some(fresh) = fresh.filter(|fresh| others.saturating_add(fresh.record.weight()) <= self.most) else {
+        let others = self.weight - old.map_or(0, |old| old.weight);
+        let Some(fresh) = fresh.filter(|fresh| others.saturating_add(fresh.seen.weight) <= self.most) else {
             return self.forget(key);
         };
-        self.weight = others + fresh.record.weight();
+        self.weight = others + fresh.seen.weight;
         if let Some(end) = old.and_then(|old| old.expires) {
             self.ends.remove(&(end, key.clone()));
         }
-        self.ends.extend(fresh.expires.map(|end| (end, key.clone())));
-        self.ready.push_back(LeaseEvent::Upsert(fresh.record.clone()));
-        self.seen.insert(key, fresh);
+        self.ends.extend(fresh.seen.expires.map(|end| (end, key.clone())));
+        self.ready.push_back(LeaseEvent::Upsert(fresh.record));
+        self.seen.insert(key, fresh.seen);
     }
 }
 
-impl Seen {
+impl Found {
     /// Returns the contents of a file, or `None` if its record has expired.
-    fn of(store: &Store, key: LeaseKey, loaded: Loaded, now: WallTime) -> Option<Self> {
-        Some(match loaded {
+    fn of(store: &Store, key: LeaseKey, loaded: Loaded, now: WallTime, hasher: &RandomState) -> Option<Self> {
+        let digest = hasher.hash_one(&loaded);
+        let (record, expires) = match loaded {
             Ok(entry) if entry.is_expired(now) => return None,
             Ok(entry) => {
                 let (created, expires) = (entry.created, entry.expires);
-                let lease = store.lease(key, entry);
-                Self { record: Record::of(lease, created), expires }
+                (Record::of(store.lease(key, entry), created), expires)
             }
             // The creation time of a bad record is unknown: it counts as the newest.
-            Err(bad) => Self { record: Record::bad(key, u64::MAX, bad), expires: None },
-        })
+            Err(bad) => (Record::bad(key, u64::MAX, bad), None),
+        };
+        let seen = Seen { digest, weight: record.weight(), expires };
+        Some(Self { record, seen })
     }
 }
 
-impl Borrow<Record> for Seen {
+impl Borrow<Record> for Found {
     fn borrow(&self) -> &Record {
         &self.record
     }
-}
-
-/// Whether there is nothing to report. The leases' own `expires` differ at each reading.
-fn same(old: &Seen, fresh: &Seen) -> bool {
-    let same_lease = match (&old.record.lease, &fresh.record.lease) {
-        (Ok(old), Ok(fresh)) => old.subnets == fresh.subnets && old.attrs == fresh.attrs,
-        (Err(old), Err(fresh)) => old == fresh,
-        (Ok(_), Err(_)) | (Err(_), Ok(_)) => false,
-    };
-    same_lease && old.record.created == fresh.record.created && old.expires == fresh.expires
 }
 
 /// Waits until there is something to do. Cancel safe.

@@ -3,12 +3,11 @@
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use flannel_core::config::Object;
-use flannel_core::lease::{BadRecord, LeaseAttrs};
+use flannel_core::lease::{AttrsError, BadRecord, LeaseAttrs};
 use flannel_core::net::{Dual, Family, Prefix};
 
 /// A point in time by the wall clock, in milliseconds since 1970.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct WallTime(pub(crate) u64);
 
 impl WallTime {
@@ -33,7 +32,7 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// The contents of a record.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Entry {
     pub(crate) attrs: LeaseAttrs,
     pub(crate) subnets: Dual<Prefix>,
@@ -63,34 +62,50 @@ impl Entry {
         text
     }
 
-    /// Reads a record as flannel does: keys match case-insensitively, unknown ones are ignored. The error contains the
-    /// subnets that could be read.
+    /// Reads a record as flannel does: keys match case-insensitively, the last of duplicate keys wins, unknown ones are
+    /// ignored. The error contains the subnets that could be read.
     pub(crate) fn from_json(bytes: &[u8]) -> Result<Self, BadRecord> {
-        let bad = |reason: String| BadRecord::new(reason, Dual::default());
-        if bytes.len() > LeaseAttrs::MAX_BYTES {
-            return Err(bad(format!("larger than {} bytes", LeaseAttrs::MAX_BYTES)));
+        let mut others = Others::default();
+        let attrs = LeaseAttrs::from_json_with(bytes, |key, value| others.set(key, value));
+        if let Err(error @ (AttrsError::TooLarge(_) | AttrsError::Json(_))) = attrs {
+            return Err(BadRecord::new(error, Dual::default()));
         }
-        let object = Object::parse(bytes).map_err(|error| bad(error.to_string()))?;
-        let mut subnets = Dual::default();
-        let mut wrong = None;
-        for family in Family::BOTH {
-            match subnet(&object, family) {
-                Ok(subnet) => *subnets.slot(family) = subnet,
-                Err(reason) => wrong = Some(reason),
-            }
-        }
-        let bad = |reason: String| BadRecord::new(reason, subnets);
-        if let Some(reason) = wrong {
+        let Others { subnets, created, expires } = others;
+        let known = Dual { v4: subnets.v4.clone().and_then(Result::ok), v6: subnets.v6.clone().and_then(Result::ok) };
+        let bad = |reason: String| BadRecord::new(reason, known);
+        if let Some(Err(reason)) = [subnets.v4, subnets.v6].into_iter().flatten().find(Result::is_err) {
             return Err(bad(reason));
         }
-        if subnets.is_empty() {
+        if known.is_empty() {
             return Err(bad("neither $.Subnet nor $.IPv6Subnet is given".to_owned()));
         }
-        let attrs = LeaseAttrs::from_json(bytes).map_err(|error| bad(error.to_string()))?;
-        let created = object.u64(CREATED).map_err(|error| bad(error.to_string()))?;
-        let created = created.ok_or_else(|| bad(format!("$.{CREATED} is missing")))?;
-        let expires = object.u64(EXPIRES).map_err(|error| bad(error.to_string()))?.map(WallTime);
-        Ok(Self { attrs, subnets, created, expires })
+        let attrs = attrs.map_err(|error| bad(error.to_string()))?;
+        let created = created.unwrap_or_else(|| Err(format!("$.{CREATED} is missing"))).map_err(bad)?;
+        let expires = expires.transpose().map_err(bad)?.map(WallTime);
+        Ok(Self { attrs, subnets: known, created, expires })
+    }
+}
+
+/// The members of a record that are not lease attributes, each with its value or what is wrong with it.
+#[derive(Default)]
+struct Others {
+    subnets: Dual<Result<Prefix, String>>,
+    created: Option<Result<u64, String>>,
+    expires: Option<Result<u64, String>>,
+}
+
+impl Others {
+    fn set(&mut self, key: &str, value: &str) {
+        let is = |name: &str| key.eq_ignore_ascii_case(name);
+        if value == "null" {
+            // Counts as absent.
+        } else if let Some(family) = Family::BOTH.into_iter().find(|family| is(subnet_key(*family))) {
+            *self.subnets.slot(family) = Some(subnet(family, value));
+        } else if is(CREATED) {
+            self.created = Some(number(CREATED, value));
+        } else if is(EXPIRES) {
+            self.expires = Some(number(EXPIRES, value));
+        }
     }
 }
 
@@ -104,14 +119,18 @@ fn subnet_key(family: Family) -> &'static str {
     }
 }
 
-fn subnet(object: &Object, family: Family) -> Result<Option<Prefix>, String> {
+fn subnet(family: Family, value: &str) -> Result<Prefix, String> {
     let key = subnet_key(family);
-    let Some(text) = object.string(key).map_err(|error| error.to_string())? else { return Ok(None) };
-    let subnet: Prefix = text.parse().map_err(|error| format!("{}: {error}", object.path_of(key)))?;
+    let text: String = serde_json::from_str(value).map_err(|_| format!("$.{key}: {value} is not a string"))?;
+    let subnet: Prefix = text.parse().map_err(|error| format!("$.{key}: {error}"))?;
     if subnet.family() != family {
-        return Err(format!("{}: {subnet} is not {family}", object.path_of(key)));
+        return Err(format!("$.{key}: {subnet} is not {family}"));
     }
-    Ok(Some(subnet))
+    Ok(subnet)
+}
+
+fn number(key: &str, value: &str) -> Result<u64, String> {
+    value.parse().map_err(|_| format!("$.{key}: {value} is not a whole number, 0 or more"))
 }
 
 #[cfg(test)]
