@@ -1,29 +1,20 @@
 //! The directory: reads without a lock, writes under it.
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, DirEntry, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
-use std::iter;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use flannel_core::config::NetworkConfig;
-use flannel_core::lease::{BadRecord, LeaseAttrs, LeaseKey};
-use flannel_core::net::Dual;
+use flannel_core::lease::LeaseKey;
 use flannel_core::subnet::{NodeIdentity, SubnetError};
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
+use nix::fcntl::OFlag;
 
-use crate::error::{fault, is_shortage};
-use crate::wire::Entry;
-
-/// The contents of a record's file.
-pub(crate) type Loaded = Result<Entry, BadRecord>;
+use crate::error::fault;
+use crate::reader::{Loaded, Reader};
 
 /// The paths of a store.
 pub(crate) struct Dir {
@@ -32,8 +23,6 @@ pub(crate) struct Dir {
 }
 
 const SUFFIX: &str = ".json";
-
-const READING: &str = "reading a lease";
 
 /// The permissions of other users on directories, records and configuration, whatever the umask: read only.
 const DIR_MODE: u32 = 0o755;
@@ -100,42 +89,14 @@ impl Dir {
         Ok(Some(text))
     }
 
-    /// Passes each record to `take`, in no particular order: there may be more than fit into memory. After an error,
-    /// some are missing. Two threads read the files, if there are two processors.
-    pub(crate) fn each(&self, mut take: impl FnMut(LeaseKey, Loaded)) -> Result<(), SubnetError> {
-        const DOING: &str = "listing the leases";
-        /// The most records in memory that are not passed on yet.
-        const BATCH: usize = 512;
-        let failed = |error| fault(DOING, &self.leases, error);
-        let reader = Reader::open(&self.leases, DOING)?;
-        let has_two_processors = thread::available_parallelism().is_ok_and(|count| count.get() > 1);
-        let mut files = fs::read_dir(&self.leases).map_err(failed)?;
-        loop {
-            let batch: Vec<_> = files.by_ref().take(BATCH).collect::<Result<_, _>>().map_err(failed)?;
-            if batch.is_empty() {
-                return Ok(());
-            }
-            let next = AtomicUsize::new(0);
-            let load = || {
-                let files = iter::from_fn(|| batch.get(next.fetch_add(1, Ordering::Relaxed)));
-                files.filter_map(|file| reader.load_listed(file).transpose()).collect::<Result<Vec<_>, _>>()
-            };
-            let loaded = thread::scope(|scope| {
-                let spawn = || thread::Builder::new().name("flannel-leases".to_owned()).spawn_scoped(scope, load);
-                // If there can be no second thread, this one reads all files.
-                let helper = has_two_processors.then(spawn).and_then(Result::ok);
-                let own = load();
-                let helped = helper.map(|helper| helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
-                [own].into_iter().chain(helped).collect::<Result<Vec<_>, _>>()
-            });
-            loaded?.into_iter().flatten().for_each(|(key, loaded)| take(key, loaded));
-        }
+    /// Passes each record to `take`: see [`Reader::each`].
+    pub(crate) fn each(&self, take: impl FnMut(LeaseKey, Loaded)) -> Result<(), SubnetError> {
+        Reader::open(&self.leases)?.each(take)
     }
 
-    /// Reads one record; `None` if there is none. An error means that this process cannot read; an unreadable file is a
-    /// bad record.
+    /// Reads one record; `None` if there is none: see [`Reader::read`].
     pub(crate) fn load(&self, name: &OsStr) -> Result<Option<Loaded>, SubnetError> {
-        Reader::open(&self.leases, READING)?.load(name)
+        Reader::open(&self.leases)?.read(name, None)
     }
 
     /// Waits for the lock, at most `wait`. It is released when the value is dropped or the process ends.
@@ -161,72 +122,6 @@ impl Dir {
             thread::sleep(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
-    }
-}
-
-/// Reads records. The directory is looked up once, not for each of them.
-struct Reader<'a> {
-    leases: &'a Path,
-    dir: File,
-}
-
-impl<'a> Reader<'a> {
-    fn open(leases: &'a Path, doing: &'static str) -> Result<Self, SubnetError> {
-        File::open(leases).map(|dir| Self { leases, dir }).map_err(|error| fault(doing, leases, error))
-    }
-
-    /// Reads a record in a listing, which has the file's type. `None` for files that are not records.
-    fn load_listed(&self, file: &DirEntry) -> Result<Option<(LeaseKey, Loaded)>, SubnetError> {
-        let name = file.file_name();
-        let Some(key) = key_of(&name) else { return Ok(None) };
-        let loaded = match file.file_type() {
-            Ok(kind) if !kind.is_file() => Some(Err(not_regular())),
-            Ok(_) => self.read(&name, |_| Ok(true))?,
-            Err(_) => self.load(&name)?,
-        };
-        Ok(loaded.map(|loaded| (key, loaded)))
-    }
-
-    fn load(&self, name: &OsStr) -> Result<Option<Loaded>, SubnetError> {
-        self.read(name, |file| Ok(file.metadata()?.is_file()))
-    }
-
-    fn read(
-        &self,
-        name: &OsStr,
-        is_regular: impl FnOnce(&File) -> io::Result<bool>,
-    ) -> Result<Option<Loaded>, SubnetError> {
-        let unreadable = |error: io::Error| {
-            if is_shortage(&error) {
-                return Err(fault(READING, &self.leases.join(name), error));
-            }
-            Ok(Some(Err(bad(format!("cannot be read: {error}")))))
-        };
-        // A file of another kind must neither block nor redirect the read.
-        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
-        let file = match openat(&self.dir, name, flags, Mode::empty()) {
-            Ok(file) => File::from(file),
-            Err(Errno::ENOENT) => return Ok(None),
-            // A symbolic link.
-            Err(Errno::ELOOP) => return Ok(Some(Err(not_regular()))),
-            Err(errno) => return unreadable(errno.into()),
-        };
-        match is_regular(&file) {
-            Ok(true) => {}
-            Ok(false) => return Ok(Some(Err(not_regular()))),
-            Err(error) => return unreadable(error),
-        }
-        // One byte more than is allowed, so that parsing reports it as too large. A read of a regular file returns less
-        // than was asked for only at the end of the file.
-        let mut text = [0; LeaseAttrs::MAX_BYTES + 1];
-        let len = match (&file).read(&mut text) {
-            Ok(len) => len,
-            Err(error) => return unreadable(error),
-        };
-        if node_of(name).is_none() {
-            return Ok(Some(Err(bad("the file is not named after a node (NODE.json)".to_owned()))));
-        }
-        Ok(Some(Entry::from_json(&text[..len])))
     }
 }
 
@@ -319,14 +214,6 @@ fn is_at(file: &File, path: &Path) -> bool {
         (Ok(ours), Ok(there)) => identity(ours) == identity(there),
         _ => false,
     }
-}
-
-fn not_regular() -> BadRecord {
-    bad("not a regular file".to_owned())
-}
-
-fn bad(reason: String) -> BadRecord {
-    BadRecord::new(reason, Dual::default())
 }
 
 /// Returns the name of a node's record file.

@@ -21,7 +21,8 @@
 //! A record that does not parse is reported as bad. Its contents are unknown then: unless its `Subnet` can still be
 //! read, that subnet counts as free.
 //!
-//! Each watch uses a thread, named `flannel-leases`, and an inotify instance, until it is dropped.
+//! Each watch uses a thread, named `flannel-leases`, and an inotify instance, until it is dropped. A list is read by two
+//! threads, if there are two processors; the second, named `flannel-list`, ends with the list.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), flannel_core::subnet::SubnetError> {
@@ -39,6 +40,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 mod lifetime;
+mod reader;
 mod store;
 mod watch;
 mod wire;

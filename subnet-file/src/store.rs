@@ -10,7 +10,8 @@ use flannel_core::lease::{Fence, Lease, LeaseKey};
 use flannel_core::net::{Dual, Prefix};
 use flannel_core::subnet::{NodeIdentity, SubnetError, Want};
 
-use crate::dir::{Dir, Loaded, Locked, file_name, node_of};
+use crate::dir::{Dir, Locked, file_name, node_of};
+use crate::reader::Loaded;
 use crate::wire::{Entry, WallTime};
 use crate::{Options, Ttl};
 

@@ -20,8 +20,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
 use tokio::sync::mpsc;
 
-use crate::dir::{Loaded, key_of};
+use crate::dir::key_of;
 use crate::error::{fault, fault_with, joined};
+use crate::reader::Loaded;
 use crate::store::Store;
 use crate::wire::WallTime;
 
@@ -68,8 +69,9 @@ struct Watch {
     source: Option<Source>,
     /// The wait before that, if the last try failed.
     pause: Option<Duration>,
-    /// What is remembered of the reported records, for [`digest`](Seen::digest) with `hasher`.
+    /// The reported records.
     seen: BTreeMap<LeaseKey, Seen>,
+    /// Makes [`Seen::digest`], with a random key: nobody can write different contents with an equal hash.
     hasher: RandomState,
     /// When the reported leases end.
     ends: BTreeSet<(WallTime, LeaseKey)>,
@@ -77,16 +79,17 @@ struct Watch {
     ready: VecDeque<LeaseEvent>,
 }
 
-/// The contents of a file.
+/// A record that was read.
 struct Found {
     record: Record,
     seen: Seen,
 }
 
-/// What is remembered of a file: little, because there is one for each record.
+/// What is kept of a reported record. Small: there is one for each record of the store.
 struct Seen {
-    /// A hash of the contents. There is nothing to report while it stays the same.
+    /// A hash of the contents: a file with the same hash has not changed.
     digest: u64,
+    /// [`Record::weight`].
     weight: usize,
     expires: Option<WallTime>,
 }

@@ -71,7 +71,9 @@ impl Entry {
             return Err(BadRecord::new(error, Dual::default()));
         }
         let Others { subnets, created, expires } = others;
-        let known = Dual { v4: subnets.v4.clone().and_then(Result::ok), v6: subnets.v6.clone().and_then(Result::ok) };
+        let known =
+            |subnet: &Option<Result<Prefix, String>>| subnet.as_ref().and_then(|subnet| subnet.as_ref().ok().copied());
+        let known = Dual { v4: known(&subnets.v4), v6: known(&subnets.v6) };
         let bad = |reason: String| BadRecord::new(reason, known);
         if let Some(Err(reason)) = [subnets.v4, subnets.v6].into_iter().flatten().find(Result::is_err) {
             return Err(bad(reason));
@@ -97,9 +99,11 @@ struct Others {
 impl Others {
     fn set(&mut self, key: &str, value: &str) {
         let is = |name: &str| key.eq_ignore_ascii_case(name);
+        // Has no effect, as in Go.
         if value == "null" {
-            // Counts as absent.
-        } else if let Some(family) = Family::BOTH.into_iter().find(|family| is(subnet_key(*family))) {
+            return;
+        }
+        if let Some(family) = Family::BOTH.into_iter().find(|family| is(subnet_key(*family))) {
             *self.subnets.slot(family) = Some(subnet(family, value));
         } else if is(CREATED) {
             self.created = Some(number(CREATED, value));

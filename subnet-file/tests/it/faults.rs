@@ -48,12 +48,31 @@ async fn what_is_no_record_is_present_and_bad_beside_healthy_ones() {
     ];
     assert_eq!(bad, expected);
     assert_eq!(records.len(), expected.len() + 1);
+    for name in ["directory.json", "link.json", "pipe.json"] {
+        let reason =
+            &records.values().find(|record| record.key.as_str() == name).unwrap().lease.as_ref().unwrap_err().reason;
+        assert_eq!(reason, "not a regular file", "{name}");
+    }
     assert!(store.renew(&healthy).await.is_ok());
     for n in 0..62 {
         acquire(&store, &format!("node-{n}")).await;
     }
     let full = store.acquire(&node("late"), want()).await.unwrap_err();
     assert!(matches!(full, SubnetError::Exhausted(_)), "the subnet of half.json is known, and not free: {full}");
+}
+
+#[tokio::test]
+async fn without_its_directory_no_lease_counts_as_lost() {
+    let (dir, store) = new_store().await;
+    let lease = acquire(&store, "a").await;
+    let (leases, elsewhere) = (dir.path().join("leases"), dir.path().join("elsewhere"));
+    fs::rename(&leases, &elsewhere).unwrap();
+    let renewed = store.renew(&lease).await;
+    assert!(matches!(renewed, Err(SubnetError::Unavailable { .. })), "{renewed:?}");
+    let previous = store.previous(&node("a")).await;
+    assert!(matches!(previous, Err(SubnetError::Unavailable { .. })), "{previous:?}");
+    fs::rename(&elsewhere, &leases).unwrap();
+    assert!(store.renew(&lease).await.is_ok());
 }
 
 #[tokio::test]

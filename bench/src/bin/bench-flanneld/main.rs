@@ -1,5 +1,6 @@
 //! flanneld with etcd or Kubernetes beside Go flannel, both measured in one run: start, processor time, memory, what
-//! changes cost; or ours alone with each of its stores (`--setups`). Prints lines of JSON and works in network namespaces of its own.
+//! changes cost; or ours alone with each of its stores (`--setups`). Prints lines of JSON and works in network namespaces of
+//! its own.
 //!
 //! Needs root, iproute2, and what `./test` builds into `target/`; with `--kube` nft too. A program of its own, so that the
 //! other benchmarks measure the library's memory and not a client's.

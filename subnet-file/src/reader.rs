@@ -1,0 +1,116 @@
+//! Reads the files of records.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirEntry, File, FileType};
+use std::io::{self, Read};
+use std::iter;
+use std::panic::resume_unwind;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use flannel_core::lease::{BadRecord, LeaseAttrs, LeaseKey};
+use flannel_core::net::Dual;
+use flannel_core::subnet::SubnetError;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+
+use crate::dir::{key_of, node_of};
+use crate::error::{fault, is_shortage};
+use crate::wire::Entry;
+
+/// The contents of a record's file.
+pub(crate) type Loaded = Result<Entry, BadRecord>;
+
+/// The most files of a list that are read before their records are passed on.
+const BATCH: usize = 512;
+
+/// The directory of the records, looked up once for all of them.
+pub(crate) struct Reader<'a> {
+    path: &'a Path,
+    dir: File,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn open(path: &'a Path) -> Result<Self, SubnetError> {
+        let dir = File::open(path).map_err(|error| fault("opening the directory of the leases", path, error))?;
+        Ok(Self { path, dir })
+    }
+
+    /// Passes each record to `take`, in no particular order: there may be more than fit into memory. After an error,
+    /// some are missing. Two threads read the files, if there are two processors.
+    pub(crate) fn each(&self, mut take: impl FnMut(LeaseKey, Loaded)) -> Result<(), SubnetError> {
+        let failed = |error| fault("listing the leases", self.path, error);
+        let has_two_processors = thread::available_parallelism().is_ok_and(|count| count.get() > 1);
+        let mut files = fs::read_dir(self.path).map_err(failed)?;
+        loop {
+            let batch: Vec<_> = files.by_ref().take(BATCH).collect::<Result<_, _>>().map_err(failed)?;
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let next = AtomicUsize::new(0);
+            let load = || {
+                let files = iter::from_fn(|| batch.get(next.fetch_add(1, Ordering::Relaxed)));
+                files.filter_map(|file| self.listed(file).transpose()).collect::<Result<Vec<_>, _>>()
+            };
+            let loaded = thread::scope(|scope| {
+                let spawn = || thread::Builder::new().name("flannel-list".to_owned()).spawn_scoped(scope, load);
+                // If there can be no second thread, this one reads all files.
+                let helper = has_two_processors.then(spawn).and_then(Result::ok);
+                let own = load();
+                let helped = helper.map(|helper| helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
+                [own].into_iter().chain(helped).collect::<Result<Vec<_>, _>>()
+            });
+            loaded?.into_iter().flatten().for_each(|(key, loaded)| take(key, loaded));
+        }
+    }
+
+    /// Reads a file of a list; `None` if it is not that of a record.
+    fn listed(&self, file: &DirEntry) -> Result<Option<(LeaseKey, Loaded)>, SubnetError> {
+        let name = file.file_name();
+        let Some(key) = key_of(&name) else { return Ok(None) };
+        Ok(self.read(&name, file.file_type().ok())?.map(|loaded| (key, loaded)))
+    }
+
+    /// Reads one record; `None` if there is none. An error means that this process cannot read; an unreadable file is a
+    /// bad record. `listed` is the file's type, if the directory was read for it.
+    pub(crate) fn read(&self, name: &OsStr, listed: Option<FileType>) -> Result<Option<Loaded>, SubnetError> {
+        let unreadable = |error: io::Error| {
+            if is_shortage(&error) {
+                return Err(fault("reading a lease", &self.path.join(name), error));
+            }
+            Ok(Some(Err(bad(format!("cannot be read: {error}")))))
+        };
+        let not_regular = || Ok(Some(Err(bad("not a regular file".to_owned()))));
+        // A file of another type must neither block nor redirect the read.
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
+        let mut file = match openat(&self.dir, name, flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(Errno::ENOENT) => return Ok(None),
+            // A symbolic link.
+            Err(Errno::ELOOP) => return not_regular(),
+            Err(errno) => return unreadable(errno.into()),
+        };
+        match listed.map_or_else(|| file.metadata().map(|metadata| metadata.file_type()), Ok) {
+            Ok(found) if !found.is_file() => return not_regular(),
+            Ok(_) => {}
+            Err(error) => return unreadable(error),
+        }
+        // One byte more than is allowed, so that parsing reports it as too large. A read of a regular file returns less
+        // than was requested only at the end of the file.
+        let mut text = [0; LeaseAttrs::MAX_BYTES + 1];
+        let len = match file.read(&mut text) {
+            Ok(len) => len,
+            Err(error) => return unreadable(error),
+        };
+        if node_of(name).is_none() {
+            return Ok(Some(Err(bad("the file is not named after a node (NODE.json)".to_owned()))));
+        }
+        Ok(Some(Entry::from_json(&text[..len])))
+    }
+}
+
+fn bad(reason: String) -> BadRecord {
+    BadRecord::new(reason, Dual::default())
+}
