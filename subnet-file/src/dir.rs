@@ -89,9 +89,13 @@ impl Dir {
         Ok(Some(text))
     }
 
-    /// Passes each record to `take`: see [`Reader::each`].
-    pub(crate) fn each(&self, take: impl FnMut(LeaseKey, Loaded)) -> Result<(), SubnetError> {
-        Reader::open(&self.leases)?.each(take)
+    /// Passes what `prepare` makes of each record to `take`: see [`Reader::each`].
+    pub(crate) fn each<T: Send>(
+        &self,
+        prepare: impl Fn(LeaseKey, Loaded) -> Option<T> + Sync,
+        take: impl FnMut(T),
+    ) -> Result<(), SubnetError> {
+        Reader::open(&self.leases)?.each(prepare, take)
     }
 
     /// Reads one record; `None` if there is none: see [`Reader::read`].

@@ -4,9 +4,8 @@ use std::ffi::OsStr;
 use std::fs::{self, DirEntry, File, FileType};
 use std::io::{self, Read};
 use std::iter;
-use std::panic::resume_unwind;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 
 use flannel_core::lease::{BadRecord, LeaseAttrs, LeaseKey};
@@ -23,8 +22,8 @@ use crate::wire::Entry;
 /// The contents of a record's file.
 pub(crate) type Loaded = Result<Entry, BadRecord>;
 
-/// The most files of a list that are read before their records are passed on.
-const BATCH: usize = 512;
+/// The most files of a list that a thread reads before their records are passed on.
+const BATCH: usize = 128;
 
 /// The directory of the records, looked up once for all of them.
 pub(crate) struct Reader<'a> {
@@ -38,32 +37,40 @@ impl<'a> Reader<'a> {
         Ok(Self { path, dir })
     }
 
-    /// Passes each record to `take`, in no particular order: there may be more than fit into memory. After an error,
-    /// some are missing. Two threads read the files, if there are two processors.
-    pub(crate) fn each(&self, mut take: impl FnMut(LeaseKey, Loaded)) -> Result<(), SubnetError> {
+    /// Passes what `prepare` makes of each record to `take`, in no particular order: there may be more than fit into
+    /// memory. After an error, some are missing. Two threads read and prepare, if there are two processors.
+    pub(crate) fn each<T: Send>(
+        &self,
+        prepare: impl Fn(LeaseKey, Loaded) -> Option<T> + Sync,
+        mut take: impl FnMut(T),
+    ) -> Result<(), SubnetError> {
         let failed = |error| fault("listing the leases", self.path, error);
-        let has_two_processors = thread::available_parallelism().is_ok_and(|count| count.get() > 1);
-        let mut files = fs::read_dir(self.path).map_err(failed)?;
-        loop {
+        let files = Mutex::new(fs::read_dir(self.path).map_err(failed)?);
+        let next = || -> Result<Option<Vec<T>>, SubnetError> {
+            let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
             let batch: Vec<_> = files.by_ref().take(BATCH).collect::<Result<_, _>>().map_err(failed)?;
+            drop(files);
             if batch.is_empty() {
-                return Ok(());
+                return Ok(None);
             }
-            let next = AtomicUsize::new(0);
-            let load = || {
-                let files = iter::from_fn(|| batch.get(next.fetch_add(1, Ordering::Relaxed)));
-                files.filter_map(|file| self.listed(file).transpose()).collect::<Result<Vec<_>, _>>()
-            };
-            let loaded = thread::scope(|scope| {
-                let spawn = || thread::Builder::new().name("flannel-list".to_owned()).spawn_scoped(scope, load);
-                // If there can be no second thread, this one reads all files.
-                let helper = has_two_processors.then(spawn).and_then(Result::ok);
-                let own = load();
-                let helped = helper.map(|helper| helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
-                [own].into_iter().chain(helped).collect::<Result<Vec<_>, _>>()
-            });
-            loaded?.into_iter().flatten().for_each(|(key, loaded)| take(key, loaded));
-        }
+            let mut prepared = Vec::with_capacity(batch.len());
+            for file in batch {
+                prepared.extend(self.listed(&file)?.and_then(|(key, loaded)| prepare(key, loaded)));
+            }
+            Ok(Some(prepared))
+        };
+        let batches = || iter::from_fn(|| next().transpose());
+        let has_two_processors = thread::available_parallelism().is_ok_and(|count| count.get() > 1);
+        thread::scope(|scope| {
+            // In here, so that an error ends the helper, too: nobody receives what it sends.
+            let (sender, receiver) = mpsc::sync_channel(1);
+            let help = move || batches().try_for_each(|batch| sender.send(batch));
+            let spawn = || thread::Builder::new().name("flannel-list".to_owned()).spawn_scoped(scope, help);
+            // If there can be no second thread, this one reads all files.
+            let _helper = has_two_processors.then(spawn);
+            let own = batches().flat_map(|own| iter::once(own).chain(receiver.try_iter()));
+            own.chain(receiver.iter()).try_for_each(|batch| batch.map(|batch| batch.into_iter().for_each(&mut take)))
+        })
     }
 
     /// Reads a file of a list; `None` if it is not that of a record.

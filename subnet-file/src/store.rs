@@ -64,7 +64,8 @@ impl Store {
         // A bad record counts as none.
         let own = self.dir.load(OsStr::new(&name))?.and_then(Result::ok);
         let mut records = Records::beside(own, &key, &config, now);
-        self.dir.each(|key, loaded| records.add(&key, loaded, |expired| locked.clear(expired)))?;
+        let add = |(key, loaded): (LeaseKey, Loaded)| records.add(&key, loaded, |expired| locked.clear(expired));
+        self.dir.each(|key, loaded| Some((key, loaded)), add)?;
         let (subnets, created) = match records.standing() {
             Some(own) => (own.subnets, own.created),
             None => {

@@ -135,11 +135,7 @@ impl Watch {
         let read = move || {
             let now = WallTime::now();
             let mut oldest = OldestRecords::within(most);
-            store.dir.each(|key, loaded| {
-                if let Some(found) = Found::of(&store, key, loaded, now, &hasher) {
-                    oldest.push(found);
-                }
-            })?;
+            store.dir.each(|key, loaded| Found::of(&store, key, loaded, now, &hasher), |found| oldest.push(found))?;
             Ok(oldest.finish())
         };
         let mut all = joined(DOING, tokio::task::spawn_blocking(read).await)?;
