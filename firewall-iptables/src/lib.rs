@@ -32,6 +32,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -55,10 +56,11 @@ const ATTEMPTS: u32 = 3;
 
 /// iptables of one network namespace, through its programs.
 ///
-/// Starts one thread, which ends when this value is dropped; the rules stay. Needs `CAP_NET_ADMIN`.
+/// Starts a thread for each family, which end when this value is dropped; the rules stay. Needs `CAP_NET_ADMIN`.
 #[derive(Debug)]
 pub struct Iptables {
-    tools: Tools,
+    v4: Tools,
+    v6: Tools,
     variant: Variant,
     directory: PathBuf,
     version: OnceCell<[u32; 3]>,
@@ -83,7 +85,7 @@ impl Iptables {
     /// # Errors
     /// [`FirewallError::Failed`] if no thread could be created. Retry with back-off.
     pub fn new() -> Result<Self, FirewallError> {
-        Ok(Self::with(Tools::start()?))
+        Ok(Self::with(Tools::start()?, Tools::start()?))
     }
 
     /// Uses iptables in a given network namespace (an open `/run/netns/…` or `/proc/…/ns/net`).
@@ -92,7 +94,12 @@ impl Iptables {
     /// As [`new`](Self::new); [`FirewallError::Denied`] without `CAP_SYS_ADMIN`, and [`FirewallError::Failed`] if
     /// `namespace` is not a network namespace: both final.
     pub fn in_namespace(namespace: OwnedFd) -> Result<Self, FirewallError> {
-        Ok(Self::with(Tools::start_after(move || Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?))?))
+        let namespace = Arc::new(namespace);
+        let start = || {
+            let namespace = Arc::clone(&namespace);
+            Tools::start_after(move || Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?))
+        };
+        Ok(Self::with(start()?, start()?))
     }
 
     /// Sets the variant.
@@ -118,8 +125,8 @@ impl Iptables {
         [base_name(Family::V4).to_owned()].into_iter().chain(names).try_for_each(|name| program(name.into()).check())
     }
 
-    fn with(tools: Tools) -> Self {
-        Self { tools, variant: Variant::default(), directory: PathBuf::new(), version: OnceCell::new() }
+    fn with(v4: Tools, v6: Tools) -> Self {
+        Self { v4, v6, variant: Variant::default(), directory: PathBuf::new(), version: OnceCell::new() }
     }
 
     async fn chains(&self, rules: &Rules) -> Result<[(Family, Chains); 2], FirewallError> {
@@ -142,7 +149,9 @@ impl Iptables {
 
     async fn version(&self) -> Result<[u32; 3], FirewallError> {
         let ask = || async {
-            let said = self.run(Family::V4, "", &["--version"], String::new(), "asking for the version").await?;
+            // Beside the calls for IPv4, of which there are more.
+            let name = self.name(Family::V4);
+            let said = self.run(&self.v6, name, &["--version"], String::new(), "asking for the version").await?;
             let unreadable = || FirewallError::Failed {
                 doing: "iptables: asking for the version".to_owned(),
                 reason: format!("it said {:?}", said.chars().take(64).collect::<String>()),
@@ -158,7 +167,7 @@ impl Iptables {
         let wanted = chains.iter().any(|chain| chain.rules.is_some());
         let mut seen = [Seen::default(), Seen::default()];
         for (seen, chain) in seen.iter_mut().zip(chains) {
-            match self.run(family, "-save", &["-t", chain.table], String::new(), "reading the rules").await {
+            match self.run_for(family, "-save", &["-t", chain.table], String::new(), "reading the rules").await {
                 Ok(saved) => *seen = wire::find(&saved, &chain.name),
                 Err(FirewallError::Unsupported { .. }) if !wanted => {}
                 Err(error) => return Err(error),
@@ -170,15 +179,16 @@ impl Iptables {
     async fn put(&self, family: Family, chains: &Chains) -> Result<(), FirewallError> {
         let mut attempt = 1;
         loop {
-            let seen = self.seen(family, chains).await?;
+            let (seen, version) = tokio::join!(self.seen(family, chains), self.version());
+            let seen = seen?;
             let commands = chains.iter().zip(&seen).map(|(chain, seen)| (chain.table, wire::commands(chain, seen)));
             let input = wire::restore(&commands.collect::<BTreeMap<_, _>>());
             if input.is_empty() {
                 return Ok(());
             }
-            let wait: &[&str] = if self.version().await? >= MODERN { &["-w", "5"] } else { &[] };
+            let wait: &[&str] = if version? >= MODERN { &["-w", "5"] } else { &[] };
             let args = [&["--noflush"], wait].concat();
-            match self.run(family, "-restore", &args, input, "writing the overlay's rules").await {
+            match self.run_for(family, "-restore", &args, input, "writing the overlay's rules").await {
                 Ok(_) => return Ok(()),
                 // Another program may have deleted a jump before this one could.
                 Err(FirewallError::Refused { .. }) if attempt < ATTEMPTS => attempt += 1,
@@ -187,17 +197,14 @@ impl Iptables {
         }
     }
 
-    /// Writes both families, even if the first fails.
-    async fn put_all(&self, families: &[(Family, Chains); 2]) -> Result<(), FirewallError> {
-        let mut result = Ok(());
-        for (family, chains) in families {
-            let put = self.put(*family, chains).await;
-            result = result.and(put);
-        }
-        result
+    /// Writes both families, even if one fails.
+    async fn put_all(&self, [one, other]: &[(Family, Chains); 2]) -> Result<(), FirewallError> {
+        let (one, other) = tokio::join!(self.put(one.0, &one.1), self.put(other.0, &other.1));
+        one.and(other)
     }
 
-    async fn run(
+    /// Runs a program of this family, after those that were requested before.
+    async fn run_for(
         &self,
         family: Family,
         suffix: &str,
@@ -205,7 +212,21 @@ impl Iptables {
         input: String,
         doing: &str,
     ) -> Result<String, FirewallError> {
-        let name = format!("{}{suffix}", self.name(family));
+        let tools = match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        };
+        self.run(tools, format!("{}{suffix}", self.name(family)), args, input, doing).await
+    }
+
+    async fn run(
+        &self,
+        tools: &Tools,
+        name: String,
+        args: &[&str],
+        input: String,
+        doing: &str,
+    ) -> Result<String, FirewallError> {
         let doing = format!("{name}: {doing}");
         let call = Call {
             program: program(self.directory.join(name)),
@@ -214,7 +235,7 @@ impl Iptables {
             doing: doing.clone(),
             within: WITHIN,
         };
-        let answer = self.tools.run(call).await?;
+        let answer = tools.run(call).await?;
         if answer.status.success() { Ok(answer.stdout) } else { Err(answer.refused(doing)) }
     }
 
