@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::{SysconfVar, sysconf};
+use tempfile::TempDir;
 use testkit::Process;
 
 use crate::Error;
@@ -32,13 +33,18 @@ pub enum Program {
 pub struct Programs {
     ours: PathBuf,
     go: Option<PathBuf>,
+    /// Holds `ours`.
+    _installed: TempDir,
 }
 
 impl Programs {
-    /// Builds ours, and finds Go's where it was built.
+    /// Builds and installs ours, and finds Go's where it was built.
+    ///
+    /// A copy is measured, as a package installs one: the kernel caches what a linker wrote in other pieces, which changes
+    /// resident memory and the time of a start.
     ///
     /// # Errors
-    /// When ours does not build.
+    /// When ours does not build, or cannot be copied.
     pub fn find() -> Result<Self, Error> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let build = ["build", "--release", "--quiet", "--locked", "-p", "flanneld"];
@@ -47,8 +53,11 @@ impl Programs {
             return Err("flanneld does not build".into());
         }
         // Beside this program, wherever cargo was told to put things.
-        let ours = std::env::current_exe()?.with_file_name("flanneld");
-        Ok(Self { ours, go: testkit::go_flannel::program().ok() })
+        let built = std::env::current_exe()?.with_file_name("flanneld");
+        let installed = tempfile::tempdir()?;
+        let ours = installed.path().join("flanneld");
+        fs::copy(built, &ours)?;
+        Ok(Self { ours, go: testkit::go_flannel::program().ok(), _installed: installed })
     }
 
     /// Those to measure, each as often as the other.
