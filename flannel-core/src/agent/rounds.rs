@@ -172,6 +172,16 @@ impl Machine {
                     self.divergence.note(op.object(), &seen);
                 }
                 drop(seen);
+                // A device that was to be created does not exist, even if one that was in its place has been seen.
+                let has_failed = |place: usize| {
+                    report.lost.is_some()
+                        || report.refused.iter().any(|(refused, _)| *refused == place)
+                        || report.skipped.contains(&place)
+                };
+                let creates = audit.ops.iter().enumerate().filter(|(_, op)| matches!(op, Op::CreateLink { .. }));
+                for (_, op) in creates.filter(|(place, _)| has_failed(*place)) {
+                    self.divergence.note(op.object(), &State::default());
+                }
                 let errors = report.refused.iter().map(|(_, error)| error).chain(&report.lost);
                 self.fatal = errors.into_iter().find(|error| self.is_hopeless(error)).cloned();
                 self.audited(now, audit, &report);

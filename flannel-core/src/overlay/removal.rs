@@ -1,6 +1,6 @@
 //! Removes everything: at the end of an agent, or after an agent that has ended.
 
-use crate::kernel::{ApplyReport, KernelError, LinkNames, Op, OpText, Residence, Scope, State};
+use crate::kernel::{ApplyReport, Device, KernelError, LinkNames, Op, OpText, Residence, RouteSlot, Scope, State};
 use crate::plan::{Plan, plan as planned};
 use futures_util::StreamExt;
 use std::collections::BTreeSet;
@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::agent::Settings;
-use crate::agent::inputs::{Evidence, First, Known, Owner};
+use crate::agent::inputs::{self, Evidence, First, Known, Owner};
 use crate::backend::{Backend, NodeContext};
 use crate::config::NetworkConfig;
-use crate::lease::{Lease, LeaseEvent};
+use crate::lease::{Lease, LeaseAttrs, LeaseEvent};
 use crate::net::{Dual, Prefix};
 use crate::overlay::builder::Factory;
 use crate::overlay::env_file::{self, Gate};
@@ -72,9 +72,14 @@ pub(crate) async fn remove(
     remembered.retain(|networks| Some(*networks) != configured);
     let last = configured.or_else(|| remembered.pop()).unwrap_or_default();
     // Held to the end: nothing is changed while an agent runs, and an agent that started meanwhile would lose its file
-    // and its lease.
-    let claim = seams.kernel.claim(&settings.name, &last, Residence::Present).await?;
+    // and its lease. A preview must not keep an agent from starting.
+    let held = |claim| (mode == Mode::Remove).then_some(claim);
+    let claim = held(seams.kernel.claim(&settings.name, &last, Residence::Present).await?);
     let mut removed = Removed::default();
+    let extent = match &config {
+        Ok(config) => Extent::find(seams, settings, backends, config).await,
+        Err(_) => Extent::default(),
+    };
     // Read before the devices are deleted: they show which address of the host was published, and which node owns a
     // lease.
     let node = match config {
@@ -85,7 +90,7 @@ pub(crate) async fn remove(
     for networks in remembered {
         match seams.kernel.claim(&settings.name, &networks, Residence::Former).await {
             Ok(claim) => {
-                claims.push(claim);
+                claims.extend(held(claim));
                 former.extend(networks.iter().map(|(_, network)| *network));
             }
             // Another overlay claims the network now: its routes cannot be told apart.
@@ -99,7 +104,7 @@ pub(crate) async fn remove(
             Err(error) => return Err(error.into()),
         }
     }
-    let cleared = clear_marked(seams, settings, last, former, mode).await?;
+    let cleared = clear_marked(seams, settings, extent, last, former, mode).await?;
     (removed.objects, removed.deletions) = (cleared.objects, cleared.listed);
     let env = match (mode, &settings.subnet_env) {
         (Mode::Remove, _) => delete_env(seams, settings, Retention::Delete, Arc::default()).await,
@@ -131,8 +136,9 @@ pub(crate) async fn undo_start(
     claimed: &Claimed,
     lease: Option<Lease>,
 ) -> Result<(), OverlayError> {
-    let Claimed { context, want } = claimed;
-    let cleared = clear_marked(seams, settings, context.networks(), Vec::new(), Mode::Remove).await.map(drop);
+    let Claimed { backend, context, want } = claimed;
+    let extent = Extent::of(&**backend, context, want);
+    let cleared = clear_marked(seams, settings, extent, context.networks(), Vec::new(), Mode::Remove).await.map(drop);
     // Networks of former runs are not cleared here.
     let only_here = former_networks::all(settings).iter().all(|networks| *networks == context.networks());
     let retention = if cleared.is_ok() && only_here { Retention::Delete } else { Retention::Keep };
@@ -141,19 +147,59 @@ pub(crate) async fn undo_start(
     cleared.and(env).and(released)
 }
 
+/// What the backend uses in the kernel, as far as it is known.
+#[derive(Default)]
+struct Extent {
+    /// They show which marked devices another program makes. Unknown without the configuration or an uplink.
+    devices: Vec<Device>,
+    /// Unknown without the configuration.
+    slots: Vec<RouteSlot>,
+}
+
+impl Extent {
+    fn of(backend: &dyn Backend, context: &NodeContext, want: &Want) -> Self {
+        let local = inputs::expected(context, want);
+        Self { devices: backend.devices(&local), slots: backend.slots() }
+    }
+
+    async fn find(
+        seams: &Seams,
+        settings: &Settings,
+        backends: &[(&'static str, Factory)],
+        config: &NetworkConfig,
+    ) -> Self {
+        let Ok(backend) = survey::pick(backends, config) else { return Self::default() };
+        let first = match seams.kernel.host_facts(&settings.uplink.reaches()).await {
+            Ok(host) => {
+                let known = Known { settings, config: &Arc::new(config.clone()), backend: &*backend, uplink: None };
+                known.first_context(&Arc::new(host), &BTreeSet::new()).ok()
+            }
+            Err(_) => None,
+        };
+        match first {
+            Some(First { context, .. }) => {
+                let attrs = LeaseAttrs::new(context.public);
+                Self::of(&*backend, &context, &Want::new(attrs))
+            }
+            None => Self { slots: backend.slots(), ..Self::default() },
+        }
+    }
+}
+
 /// Deletes the overlay's objects in `networks` and `former` networks. No device is wanted, so each device with the
-/// overlay's mark is deleted, under any name.
+/// overlay's mark is deleted, under any name, except those that `extent` shows to be another program's.
 async fn clear_marked(
     seams: &Seams,
     settings: &Settings,
+    extent: Extent,
     networks: Dual<Prefix>,
     former: Vec<Prefix>,
     mode: Mode,
 ) -> Result<Cleared, OverlayError> {
-    let slots = settings.slots.clone();
+    let slots = [&*settings.slots, &extent.slots].concat();
     let facts = seams.kernel.host_facts(&settings.uplink.reaches()).await;
     let names = facts.map(|facts| LinkNames::of(Arc::new(facts))).unwrap_or_default();
-    let scope = Scope { former, slots, names, ..Scope::new(settings.name.clone(), networks) };
+    let scope = Scope { former, devices: extent.devices, slots, names, ..Scope::new(settings.name.clone(), networks) };
     let removal = |seen: &State| planned(&State::default(), seen, &scope, &|_| None);
     match mode {
         Mode::Remove => clear(seams, &scope, removal).await,
@@ -190,7 +236,7 @@ pub(crate) async fn clear(
     let mut cleared = Cleared::default();
     let mut trouble = None;
     let mut wait = false;
-    for _ in 0..ROUNDS {
+    for round in 0..=ROUNDS {
         if wait {
             seams.clock.sleep_until(seams.clock.now().after(SPACING)).await;
         }
@@ -205,13 +251,20 @@ pub(crate) async fn clear(
         if plan.is_empty() {
             return Ok(cleared);
         }
+        if round == ROUNDS {
+            trouble = trouble.or_else(|| Some(unfinished(scope, &plan.ops, &ApplyReport::default())));
+            break;
+        }
         let ops = Arc::new(plan.ops);
         let report = seams.kernel.apply(scope, Arc::clone(&ops)).await;
         cleared.objects += report.applied;
-        if report.is_complete() {
+        wait = !report.is_complete();
+        if wait {
+            trouble = Some(unfinished(scope, &ops, &report));
+        } else {
+            trouble = None;
             cleared.list(scope, &ops);
         }
-        (trouble, wait) = (Some(unfinished(scope, &ops, &report)), !report.is_complete());
     }
     trouble.map_or(Ok(cleared), Err)
 }
@@ -290,7 +343,12 @@ pub(crate) async fn release(
                     Some(lease) => Some(lease).filter(is_published),
                     None => Some(before),
                 },
-                None => leases.find(|lease| is_published(lease) && !want.foreign.contains(&lease.key)),
+                None => {
+                    // The one of the last run is this node's too, even if the configuration has changed since.
+                    let last = context.previous.as_ref().map(|lease| &lease.key);
+                    let is_own = |lease: &Lease| is_published(lease) || last == Some(&lease.key);
+                    leases.find(|lease| is_own(lease) && !want.foreign.contains(&lease.key))
+                }
             }
         }
     };

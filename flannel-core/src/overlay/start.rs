@@ -1,12 +1,12 @@
 //! The start of a run, up to the lease: everything that happens once, before the machine runs.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::agent::inputs::{self, SETTLE, Settling};
 use crate::agent::{Settings, Wait};
-use crate::backend::NodeContext;
+use crate::backend::{Backend, NodeContext};
 use crate::backoff::Backoff;
 use crate::config::NetworkConfig;
 use crate::kernel::{Claim, KernelError, Residence};
@@ -38,6 +38,7 @@ pub(crate) struct Progress {
 /// The node, while the overlay's name is claimed.
 #[derive(Clone)]
 pub(crate) struct Claimed {
+    pub(crate) backend: Arc<dyn Backend>,
     pub(crate) context: NodeContext,
     /// The requested lease: what is published with it, and which leases are other nodes'.
     pub(crate) want: Want,
@@ -117,7 +118,8 @@ pub(crate) async fn start(
                 claims
             }
         };
-        progress.set(Some(Claimed { context: context.clone(), want: surveyed.want.clone() }));
+        let (backend, want) = (Arc::clone(&surveyed.backend), surveyed.want.clone());
+        progress.set(Some(Claimed { backend, context: context.clone(), want }));
         progress.asking.store(true, Ordering::Relaxed);
         seams.show_step(Wait::Lease { error: None });
         let answer = acquire(&*seams.subnets, &context.node, &context.config, surveyed.want.clone()).await;

@@ -8,6 +8,8 @@ use flannel_core::net::{Family, MacAddr, Mtu};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Altered<B> {
     pub(crate) backend: B,
+    pub(crate) slots: fn(&B) -> Vec<RouteSlot>,
+    pub(crate) devices: fn(&B, &LocalNode) -> Vec<Device>,
     pub(crate) advertise: fn(&B, &NodeContext) -> Result<LeaseAttrs, BackendError>,
     pub(crate) hardware_address: fn(&B, &LeaseAttrs, Family) -> Result<Option<MacAddr>, Skip>,
     pub(crate) base: fn(&B, &LocalNode) -> State,
@@ -17,8 +19,15 @@ pub(crate) struct Altered<B> {
 impl<B: Backend> Altered<B> {
     /// Nothing is altered yet.
     pub(crate) fn of(backend: B) -> Self {
-        let (advertise, hardware_address) = (B::advertise, B::hardware_address);
-        Self { backend, advertise, hardware_address, base: B::base, peer: B::peer }
+        Self {
+            backend,
+            slots: B::slots,
+            devices: B::devices,
+            advertise: B::advertise,
+            hardware_address: B::hardware_address,
+            base: B::base,
+            peer: B::peer,
+        }
     }
 }
 
@@ -36,11 +45,11 @@ impl<B: Backend> Backend for Altered<B> {
     }
 
     fn slots(&self) -> Vec<RouteSlot> {
-        self.backend.slots()
+        (self.slots)(&self.backend)
     }
 
     fn devices(&self, local: &LocalNode) -> Vec<Device> {
-        self.backend.devices(local)
+        (self.devices)(&self.backend, local)
     }
 
     fn mtu(&self, context: &NodeContext) -> Option<Mtu> {

@@ -13,8 +13,9 @@ use flannel_core::backend::Backend;
 use flannel_core::lease::Record;
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::overlay::{End, Ended, Event, HandleError, OverlayError, Phase, Teardown};
-use flannel_core::testing::FakeKernel;
+use flannel_core::subnet::SubnetError;
 use flannel_core::testing::memory_subnets::Fault;
+use flannel_core::testing::{Call, FakeKernel, MemorySubnets, StoreDouble};
 use futures_util::stream::BoxStream;
 use tokio::time::Instant;
 
@@ -23,6 +24,42 @@ use crate::env_file::env_file;
 use crate::node::{Agent, Node, eventually, pass, public, subnet};
 use crate::storms::Away;
 use crate::tunnel::Tunnel;
+
+/// A store that takes its time to find a lease.
+struct SlowToFind(MemorySubnets);
+
+impl StoreDouble for SlowToFind {
+    type Store = MemorySubnets;
+
+    fn store(&self) -> &MemorySubnets {
+        &self.0
+    }
+
+    async fn call<A: Send>(
+        &self,
+        call: Call<'_>,
+        answer: impl Future<Output = Result<A, SubnetError>> + Send,
+    ) -> Result<A, SubnetError> {
+        if matches!(call, Call::Previous(_)) {
+            pass(2.5).await;
+        }
+        answer.await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_preview_of_a_removal_keeps_no_agent_from_starting() {
+    let node = Node::alone();
+    let slow = SlowToFind(node.store.clone());
+    let overlay = node.builder().build(Arc::new(slow), Arc::new(node.kernel.clone())).unwrap();
+    let started = async {
+        pass(0.5).await;
+        node.run_ready().await
+    };
+    let (previewed, agent) = tokio::join!(overlay.preview_removal(), started);
+    assert!(previewed.is_ok(), "{previewed:?}");
+    assert!(agent.status().is_ready());
+}
 
 #[tokio::test(start_paused = true)]
 async fn cancelled_while_the_store_is_away_it_ends_at_once() {

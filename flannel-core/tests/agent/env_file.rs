@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use flannel_core::kernel::{KernelError, Op};
-use flannel_core::net::Prefix;
+use flannel_core::backend::Backend;
+use flannel_core::kernel::{Device, KernelError, LinkKind, Op};
+use flannel_core::net::{Prefix, Vni};
 use flannel_core::overlay::{EnvFile, Event, Masquerade, OverlayError, Phase, Status, SubnetEnvFile};
 use tokio::time::Instant;
 
+use crate::altered::Altered;
 use crate::log::Log;
 use crate::node::{Node, eventually, pass, subnet};
+use crate::tunnel::Tunnel;
 
 pub(crate) fn env_file(dir: &tempfile::TempDir) -> SubnetEnvFile {
     SubnetEnvFile::new(dir.path().join("run/subnet.env"), Masquerade::Agent)
@@ -93,6 +96,38 @@ async fn a_subnet_env_that_cannot_be_written_is_tried_again_without_spinning() {
     std::fs::remove_file(dir.path().join("run")).unwrap();
     agent.ready().await;
     eventually("subnet.env is there", || file.path.exists()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_could_not_be_made_anew_is_not_there() {
+    let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
+    let file = env_file(&dir);
+    let agent = node.run_ready().await;
+    agent.killed().await;
+    // Another VNI cannot be set on a device: it is deleted and created.
+    fn renumbered(kind: LinkKind) -> LinkKind {
+        let LinkKind::Vxlan(mut vxlan) = kind else { panic!("{kind:?}") };
+        vxlan.vni = Vni::new(7).unwrap();
+        LinkKind::Vxlan(vxlan)
+    }
+    let backend = Altered {
+        devices: |tunnel: &Tunnel, local| {
+            let devices = tunnel.devices(local).into_iter();
+            devices.map(|device| Device::new(device.name, renumbered(device.kind))).collect()
+        },
+        base: |tunnel: &Tunnel, local| {
+            let mut base = tunnel.base(local);
+            base.links.values_mut().for_each(|link| link.kind = renumbered(link.kind.clone()));
+            base
+        },
+        ..Altered::of(Tunnel)
+    };
+    node.kernel.refuse_if(|op| matches!(op, Op::CreateLink { .. }).then_some(12));
+    let agent = node.run_as(node.builder_with(backend).subnet_env(file.clone()));
+    agent.until(|status| status.failed_writes > 0).await;
+    pass(30.0).await;
+    assert_eq!((agent.status().phase, file.path.exists()), (Phase::LeaseHeld, false));
+    assert_eq!(node.kernel.link_index("tun4.1"), None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,6 +7,7 @@ use flannel_core::overlay::{BuildError, Overlay};
 use flannel_core::testing::backend_contract::{self, Made};
 use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
 
+use crate::altered::Altered;
 use crate::gateway::{ASIDE, Gateway};
 use crate::node::{Node, eventually, subnet};
 
@@ -53,6 +54,20 @@ async fn a_removal_finds_routes_in_each_slot() {
     let direct = FakeRoute { table: ASIDE.table, metric: ASIDE.metric, protocol: 210, ..direct };
     node.kernel.add_route(direct, Placement::Exclusive).unwrap();
     overlay.remove().await.unwrap();
+    assert_eq!(aside(&node), 0, "{}", node.kernel.snapshot());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removal_finds_routes_in_the_slots_of_the_backend() {
+    let node = Node::alone();
+    node.join(1..=3);
+    let backend = Altered { slots: |_| vec![ASIDE], ..Altered::of(Gateway::TunnelTwice) };
+    let agent = node.run_as(node.builder_with(backend));
+    agent.ready().await;
+    assert_eq!(aside(&node), 3);
+    agent.killed().await;
+    let overlay = node.builder_with(backend).build(Arc::new(node.store.clone()), Arc::new(node.kernel.clone()));
+    overlay.unwrap().remove().await.unwrap();
     assert_eq!(aside(&node), 0, "{}", node.kernel.snapshot());
 }
 

@@ -6,7 +6,7 @@ use flannel_core::kernel::{
 };
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::net::{Dual, Family, MacAddr, Mtu, Prefix};
-use flannel_core::overlay::Phase;
+use flannel_core::overlay::{Builder, Phase};
 use flannel_core::testing::backend_contract::{self, Made};
 use testkit::Families;
 use testkit::sabotage::Plane;
@@ -94,7 +94,8 @@ fn a_backend_of_ones_own_manages_what_is_on_a_device_that_its_program_makes() {
         lease.attrs.backend_type = "external".into();
         lease
     }));
-    let agent = cluster.agent(0).with(|builder| builder.backend("external", |_| Ok(External)));
+    let with_it = |builder: Builder| builder.backend("external", |_| Ok(External));
+    let agent = cluster.agent(0).with(with_it);
     cluster.agents.push(agent.start());
     let ip = |args: &str| cluster.ns(0).ip(args).unwrap();
     let on_it = || {
@@ -142,6 +143,21 @@ fn a_backend_of_ones_own_manages_what_is_on_a_device_that_its_program_makes() {
     ip(&format!("address add 172.31.7.1/30 dev {NAME}"));
     ip(&format!("link set {NAME} mtu 1234"));
     cluster.remove(0).unwrap();
+    assert_nothing_but_the_device(&cluster);
+
+    // After a crash, too.
+    let agent = cluster.agent(0).with(with_it).start();
+    cluster.agents[0] = agent;
+    cluster.ready(0);
+    cluster.converged(0);
+    cluster.crash(0);
+    let overlay = cluster.agent(0).with(with_it).build();
+    cluster.block_on(overlay.remove()).unwrap();
+    assert_nothing_but_the_device(&cluster);
+}
+
+/// What its program made is there, and nothing of the overlay.
+fn assert_nothing_but_the_device(cluster: &Cluster) {
     let ip = |args: &str| cluster.ns(0).ip(args).unwrap();
     assert!(!ip(&format!("route show dev {NAME}")).contains("10.244."));
     let after = ip(&format!("-d -o link show dev {NAME}"));

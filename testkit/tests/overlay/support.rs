@@ -348,14 +348,20 @@ impl Launch<'_> {
     }
 
     pub(crate) fn start(self) -> Agent {
+        let cluster = self.cluster;
+        let overlay = self.build();
+        let _inside = cluster.runtime.enter();
+        Agent::start(overlay, PATIENCE)
+    }
+
+    /// The overlay of an agent that does not run.
+    pub(crate) fn build(self) -> Overlay {
         // One that is being forked may still hold the claim of the agent before.
         drop(testkit::hold_commands());
         let namespace: OwnedFd = self.cluster.ns(self.nth).as_fd().try_clone_to_owned().unwrap();
         let kernel = NetlinkKernel::in_namespace(namespace).unwrap();
         let kernel = Arc::new(kernel.with_data_plane(UdpDataPlane::new()).unwrap());
-        let overlay = self.builder.build(Arc::new(self.store), kernel).unwrap();
-        let _inside = self.cluster.runtime.enter();
-        Agent::start(overlay, PATIENCE)
+        self.builder.build(Arc::new(self.store), kernel).unwrap()
     }
 }
 
