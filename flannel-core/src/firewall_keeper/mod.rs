@@ -79,7 +79,7 @@ pub struct KeepOptions {
     /// The other packet filter. Its rules from a former run are removed once the new ones are in place. Default:
     /// `None`.
     pub former: Option<Arc<dyn Firewall>>,
-    /// Called on each change of the state. Must not block. Default: does nothing.
+    /// Called with the state after each check and each attempt to write. Must not block. Default: does nothing.
     pub on_state: Arc<dyn Fn(RulesState) + Send + Sync>,
 }
 
@@ -150,7 +150,8 @@ pub async fn keep(handle: &Handle, firewall: &dyn Firewall, options: KeepOptions
             if keeper.applied.is_some() || keeper.logged.is_some() {
                 sleep(GATHER).await;
             }
-            if keeper.is_outdated(&handle, &config).await {
+            // A status that changes all the time must not delay the check.
+            if Instant::now() >= due || keeper.is_outdated(&handle, &config).await {
                 break;
             }
         }
@@ -164,6 +165,8 @@ struct Keeper<'a> {
     admitted: Admitted,
     leftovers: Leftovers,
     applied: Option<Rules>,
+    /// Those last tried to write.
+    tried: Option<Rules>,
     /// The error that was logged last, until a write succeeds.
     logged: Option<String>,
     drifts: Drifts,
@@ -174,7 +177,7 @@ impl<'a> Keeper<'a> {
         options.check_every = options.check_every.max(Duration::from_secs(1));
         let leftovers = Leftovers::of(options.former.clone());
         let (admitted, drifts) = (Admitted::default(), Drifts::default());
-        Self { firewall, options, admitted, leftovers, applied: None, logged: None, drifts }
+        Self { firewall, options, admitted, leftovers, applied: None, tried: None, logged: None, drifts }
     }
 
     /// Writes the rules if they differ from the wanted ones. Returns how long to wait until the next check.
@@ -212,11 +215,11 @@ impl<'a> Keeper<'a> {
         Ok(self.options.check_every.min(RETRY))
     }
 
-    /// Returns whether the lease and the peers require rules other than those in place.
+    /// Returns whether the lease and the peers require rules other than those last tried.
     async fn is_outdated(&mut self, handle: &Handle, config: &NetworkConfig) -> bool {
         let Some(lease) = handle.status().lease.clone() else { return false };
         let wanted = self.rules(handle, config, &lease).await;
-        wanted.is_some() && wanted != self.applied
+        wanted.is_some() && wanted != self.tried
     }
 
     /// Returns the rules for this lease. `None` means that the rules must not change yet: a guard needs the peers, and
@@ -234,6 +237,7 @@ impl<'a> Keeper<'a> {
 
     /// Writes the rules if they differ from those last written or from those in the kernel.
     async fn assure(&mut self, rules: Rules) -> Result<(), FirewallError> {
+        self.tried = Some(rules.clone());
         if self.applied.as_ref() == Some(&rules) {
             let drift = self.firewall.check(&rules).await?;
             if drift.is_empty() {

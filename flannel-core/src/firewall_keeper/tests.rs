@@ -13,7 +13,7 @@ use crate::clock::BootTime;
 use crate::firewall::Drift;
 use crate::kernel::{FdbKey, LinkId, NeighbourKey, Op, OverlayName};
 use crate::net::{Family, MacAddr};
-use crate::overlay::{Held, HeldBecause, Overlay, Teardown, WithheldBecause};
+use crate::overlay::{Held, HeldBecause, Overlay, Running, Teardown, WithheldBecause};
 use crate::testing::fake_kernel::{FakeRoute, Placement};
 use crate::testing::{FakeFirewall, FakeKernel, MemorySubnets, samples};
 
@@ -25,6 +25,19 @@ fn addresses(last: &[u8]) -> BTreeSet<IpAddr> {
     last.iter().map(|last| IpAddr::from([192, 0, 2, *last])).collect()
 }
 
+/// Starts an overlay with three peers.
+fn overlay() -> (MemorySubnets, Running) {
+    let store = MemorySubnets::new(samples::config(&[Family::V4], r#"{"Type":"alloc"}"#));
+    store.insert((2..5).map(|n| samples::lease(n, &[Family::V4], "")));
+    let kernel = FakeKernel::new();
+    let eth0 = kernel.add_uplink("eth0", "192.0.2.1/24".parse().unwrap()).unwrap();
+    let default = FakeRoute::via("0.0.0.0/0".parse().unwrap(), samples::node_address(Family::V4, 254), eth0);
+    kernel.add_route(default, Placement::Exclusive).unwrap();
+    let overlay = Overlay::builder().backend(Alloc::TYPE, |_| Ok(Alloc));
+    let overlay = overlay.build(Arc::new(store.clone()), Arc::new(kernel)).unwrap();
+    (store, overlay.spawn().unwrap())
+}
+
 /// Runs an overlay with its rules in `firewall`, calls `act` with each reported state until it returns false, and
 /// returns when the rules end.
 async fn kept(
@@ -32,14 +45,7 @@ async fn kept(
     options: KeepOptions,
     mut act: impl FnMut(&RulesState) -> bool,
 ) -> Result<(), FirewallError> {
-    let store = MemorySubnets::new(samples::config(&[Family::V4], r#"{"Type":"alloc"}"#));
-    store.insert((2..5).map(|n| samples::lease(n, &[Family::V4], "")));
-    let kernel = FakeKernel::new();
-    let eth0 = kernel.add_uplink("eth0", "192.0.2.1/24".parse().unwrap()).unwrap();
-    let default = FakeRoute::via("0.0.0.0/0".parse().unwrap(), samples::node_address(Family::V4, 254), eth0);
-    kernel.add_route(default, Placement::Exclusive).unwrap();
-    let overlay = Overlay::builder().backend(Alloc::TYPE, |_| Ok(Alloc)).build(Arc::new(store), Arc::new(kernel));
-    let running = overlay.unwrap().spawn().unwrap();
+    let (_store, running) = overlay();
     let handle = running.handle().clone();
     let (state, mut states) = watch::channel(RulesState::Pending);
     let options = KeepOptions { on_state: Arc::new(move |new| drop(state.send_replace(new))), ..options };
@@ -111,6 +117,63 @@ async fn what_passes_is_retried_and_what_cannot_pass_ends_it_where_the_rules_are
         let first = if failure == denied { RulesState::WithoutForward(text) } else { RulesState::Failed(text) };
         assert_eq!((ended, states), (Ok(()), vec![first, RulesState::InPlace]));
         assert!(firewall.rules(&name).is_some());
+    }
+}
+
+/// A firewall that counts calls.
+#[derive(Default)]
+struct Counted {
+    firewall: FakeFirewall,
+    writes: AtomicU32,
+    checks: AtomicU32,
+}
+
+#[async_trait]
+impl Firewall for Counted {
+    async fn apply(&self, rules: &Rules) -> Result<(), FirewallError> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        self.firewall.apply(rules).await
+    }
+
+    async fn check(&self, rules: &Rules) -> Result<Vec<Drift>, FirewallError> {
+        self.checks.fetch_add(1, Ordering::Relaxed);
+        self.firewall.check(rules).await
+    }
+
+    async fn let_in(&self, overlay: &OverlayName) -> Result<BTreeSet<IpAddr>, FirewallError> {
+        self.firewall.let_in(overlay).await
+    }
+
+    async fn remove(&self, overlay: &OverlayName) -> Result<(), FirewallError> {
+        self.firewall.remove(overlay).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn peers_that_come_and_go_neither_repeat_a_failed_write_nor_delay_a_check() {
+    for (failure, writes, checks) in [(Some(failed()), 3..=4, 0..=0), (None, 1..=1, 2..=3)] {
+        let counted = Counted::default();
+        counted.firewall.fail_with(failure);
+        let (store, running) = overlay();
+        let handle = running.handle().clone();
+        let changes = async {
+            let peer = samples::lease(9, &[Family::V4], "");
+            for nth in 0_u32.. {
+                match nth % 2 {
+                    0 => store.insert([peer.clone()]),
+                    _ => assert!(store.delete(&peer.key)),
+                }
+                sleep(GATHER / 4).await;
+            }
+        };
+        tokio::select! {
+            ended = keep(&handle, &counted, KeepOptions::default()) => panic!("{ended:?}"),
+            () = changes => {}
+            () = sleep(3 * RETRY) => {}
+        }
+        running.shutdown(Teardown::Keep).await.unwrap();
+        let (written, checked) = (counted.writes.into_inner(), counted.checks.into_inner());
+        assert!(writes.contains(&written) && checks.contains(&checked), "{written} writes, {checked} checks");
     }
 }
 
