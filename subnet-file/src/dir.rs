@@ -103,6 +103,11 @@ impl Dir {
         Reader::open(&self.leases)?.read(name, None)
     }
 
+    /// Reads the record of this node: see [`Reader::read_own`].
+    pub(crate) fn load_own(&self, name: &OsStr) -> Result<Option<Loaded>, SubnetError> {
+        Reader::open(&self.leases)?.read_own(name)
+    }
+
     /// Waits for the lock, at most `wait`. It is released when the value is dropped or the process ends.
     pub(crate) fn lock(&self, wait: Duration) -> Result<Locked<'_>, SubnetError> {
         const DOING: &str = "locking the store";
@@ -115,13 +120,12 @@ impl Dir {
             let file = open_lock(&path).map_err(failed)?;
             match file.try_lock() {
                 Ok(()) if is_at(&file, &path) => return Ok(Locked { dir: self, file }),
-                // Another process deleted the file, and further processes lock a new one.
-                Ok(()) => continue,
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
-                Err(TryLockError::WouldBlock) if began.elapsed() >= wait => {
+                // Locked by another process; or one deleted the file, and further processes lock a new one.
+                Ok(()) | Err(TryLockError::WouldBlock) if began.elapsed() >= wait => {
                     return Err(failed(io::ErrorKind::WouldBlock.into()));
                 }
-                Err(TryLockError::WouldBlock) => {}
+                Ok(()) | Err(TryLockError::WouldBlock) => {}
             }
             thread::sleep(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -185,7 +189,7 @@ impl Locked<'_> {
 
 const DIGITS: usize = 20;
 
-/// Replaces a file as a whole, or changes nothing.
+/// Replaces a file as a whole. After an error it is as before, or replaced but perhaps not yet on the disk.
 fn replace(doing: &'static str, dir: &Path, name: &str, text: &str) -> Result<(), SubnetError> {
     let path = dir.join(name);
     // One fixed name: only the holder of the lock writes, so the leftover of a crash is overwritten.

@@ -31,6 +31,8 @@ pub(crate) fn fault(doing: &'static str, path: &Path, source: io::Error) -> Subn
         io::ErrorKind::NotFound => "create its directory, or mount its file system",
         io::ErrorKind::NotADirectory => "replace it with a directory",
         io::ErrorKind::WouldBlock => "another process keeps it locked; find that with fuser, it may be stopped",
+        io::ErrorKind::OutOfMemory => "free memory on this host",
+        io::ErrorKind::Interrupted => "retry",
         _ if is_shortage(&source) => "raise the limit of open files",
         _ => "check its file system",
     };

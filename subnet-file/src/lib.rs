@@ -18,7 +18,8 @@
 //! Leases end by the wall clock, the only one that processes and reboots share. A clock set forward ends leases early;
 //! the watch reports that, and the agents acquire again.
 //!
-//! A record that does not parse is reported as bad. Its contents are unknown then: unless its `Subnet` can still be
+//! A record that does not parse or cannot be read is reported as bad. If it is this node's and cannot be read, calls
+//! return [`SubnetError::Unavailable`] instead. Its contents are unknown then: unless its `Subnet` can still be
 //! read, that subnet counts as free.
 //!
 //! Each watch uses a thread, named `flannel-leases`, and an inotify instance, until it is dropped. A list is read by two
@@ -45,6 +46,7 @@ mod store;
 mod watch;
 mod wire;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,7 +84,8 @@ pub struct Options {
     pub node: Option<NodeIdentity>,
     /// The lifetime of leases that this handle writes. Default: 24 h, as in flannel.
     pub ttl: Ttl,
-    /// How long a write waits for other writers before it fails with [`SubnetError::Unavailable`]. Default: 10 s.
+    /// How long a write waits for other writers before it fails with [`SubnetError::Unavailable`]: first for those of
+    /// this handle, then as long for other processes. Default: 10 s.
     pub lock_wait: Duration,
     /// The clock of [`Lease::expires`]. Default: the machine's.
     pub clock: Arc<dyn Clock>,
@@ -156,7 +159,8 @@ impl FileSubnets {
     ///
     /// # Errors
     /// [`SubnetError::Invalid`] if it would not read back unchanged (a network without a pool): final.
-    /// [`SubnetError::Unavailable`] and [`SubnetError::Denied`]: the old one stays in effect; retry.
+    /// [`SubnetError::Unavailable`] and [`SubnetError::Denied`]: retry. The old one stays in effect, unless only the
+    /// disk did not confirm the new one.
     ///
     /// # Cancel safety
     /// If dropped, the configuration may or may not be written, but is never incomplete.
@@ -202,7 +206,9 @@ impl FileSubnets {
         let turn = match tokio::time::timeout(self.store.options.lock_wait, turn).await {
             Ok(Ok(turn)) => turn,
             Ok(Err(closed)) => return Err(SubnetError::Unavailable { doing, source: closed.into() }),
-            Err(late) => return Err(SubnetError::Unavailable { doing, source: late.into() }),
+            Err(_) => {
+                return Err(error::fault(doing, &self.store.dir.root().join("lock"), io::ErrorKind::WouldBlock.into()));
+            }
         };
         self.read(doing, move |store| {
             // Held until the work ends, even if the caller is gone.

@@ -83,34 +83,41 @@ impl<'a> Reader<'a> {
     /// Reads one record; `None` if there is none. An error means that this process cannot read; an unreadable file is a
     /// bad record. `listed` is the file's type, if the directory was read for it.
     pub(crate) fn read(&self, name: &OsStr, listed: Option<FileType>) -> Result<Option<Loaded>, SubnetError> {
-        let unreadable = |error: io::Error| {
-            if is_shortage(&error) {
-                return Err(fault("reading a lease", &self.path.join(name), error));
-            }
-            Ok(Some(Err(bad(format!("cannot be read: {error}")))))
-        };
+        match self.contents(name, listed) {
+            Err(error) if !is_shortage(&error) => Ok(Some(Err(bad(format!("cannot be read: {error}"))))),
+            read => read.map_err(|error| self.unreadable(name, error)),
+        }
+    }
+
+    /// Like [`read`](Self::read), for the record of this node: if its file cannot be read, it is not known whether the
+    /// lease still exists.
+    pub(crate) fn read_own(&self, name: &OsStr) -> Result<Option<Loaded>, SubnetError> {
+        self.contents(name, None).map_err(|error| self.unreadable(name, error))
+    }
+
+    fn unreadable(&self, name: &OsStr, error: io::Error) -> SubnetError {
+        fault("reading a lease", &self.path.join(name), error)
+    }
+
+    fn contents(&self, name: &OsStr, listed: Option<FileType>) -> io::Result<Option<Loaded>> {
         let not_regular = || Ok(Some(Err(bad("not a regular file".to_owned()))));
         // A file of another type must neither block nor redirect the read.
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
         let mut file = match openat(&self.dir, name, flags, Mode::empty()) {
             Ok(file) => File::from(file),
             Err(Errno::ENOENT) => return Ok(None),
-            // A symbolic link.
-            Err(Errno::ELOOP) => return not_regular(),
-            Err(errno) => return unreadable(errno.into()),
+            // A symbolic link, or a socket.
+            Err(Errno::ELOOP | Errno::ENXIO) => return not_regular(),
+            Err(errno) => return Err(errno.into()),
         };
-        match listed.map_or_else(|| file.metadata().map(|metadata| metadata.file_type()), Ok) {
-            Ok(found) if !found.is_file() => return not_regular(),
-            Ok(_) => {}
-            Err(error) => return unreadable(error),
+        let found = listed.map_or_else(|| file.metadata().map(|metadata| metadata.file_type()), Ok)?;
+        if !found.is_file() {
+            return not_regular();
         }
         // One byte more than is allowed, so that parsing reports it as too large. A read of a regular file returns less
         // than was requested only at the end of the file.
         let mut text = [0; LeaseAttrs::MAX_BYTES + 1];
-        let len = match file.read(&mut text) {
-            Ok(len) => len,
-            Err(error) => return unreadable(error),
-        };
+        let len = file.read(&mut text)?;
         if node_of(name).is_none() {
             return Ok(Some(Err(bad("the file is not named after a node (NODE.json)".to_owned()))));
         }

@@ -50,7 +50,7 @@ impl Store {
         let name = file_name(node)?;
         let now = WallTime::now();
         // A bad record of this node counts as none: acquire overwrites it.
-        let Some(Ok(entry)) = self.dir.load(OsStr::new(&name))? else { return Ok(None) };
+        let Some(Ok(entry)) = self.dir.load_own(OsStr::new(&name))? else { return Ok(None) };
         let usable = !entry.is_expired(now) && all_compatible(&config, &entry.subnets);
         Ok(usable.then(|| self.lease(LeaseKey::new(&name), entry)))
     }
@@ -62,7 +62,7 @@ impl Store {
         let config = self.config()?;
         let now = WallTime::now();
         // A bad record counts as none.
-        let own = self.dir.load(OsStr::new(&name))?.and_then(Result::ok);
+        let own = self.dir.load_own(OsStr::new(&name))?.and_then(Result::ok);
         let mut records = Records::beside(own, &key, &config, now);
         let add = |(key, loaded): (LeaseKey, Loaded)| records.add(&key, loaded, |expired| locked.clear(expired));
         self.dir.each(|key, loaded| Some((key, loaded)), add)?;
@@ -119,7 +119,7 @@ impl Store {
         if node_of(name).is_none() {
             return Ok(None);
         }
-        self.dir.load(name)
+        self.dir.load_own(name)
     }
 
     fn write(&self, locked: &Locked<'_>, key: LeaseKey, entry: Entry) -> Result<Lease, SubnetError> {

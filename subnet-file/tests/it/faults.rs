@@ -89,6 +89,29 @@ async fn a_node_mends_its_own_damaged_record() {
     assert_eq!(store.acquire(&node("a"), preferring).await.unwrap().subnets, lease.subnets);
 }
 
+#[test]
+fn a_record_of_this_node_that_cannot_be_read_is_neither_lost_nor_replaced() {
+    on_a_disk_of_its_own("size=1m", |disk| async move {
+        let store = store_in(&disk).await;
+        let lease = acquire(&store, "a").await;
+        let path = lease_path(&disk, "a");
+        // A file whose first page cannot be read.
+        mount(Some("/proc/self/mem"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>).expect("a broken file");
+        let errors = [
+            store.renew(&lease).await.unwrap_err(),
+            store.previous(&node("a")).await.unwrap_err(),
+            store.acquire(&node("a"), want()).await.unwrap_err(),
+            store.release(lease.clone()).await.unwrap_err(),
+        ];
+        for error in errors {
+            assert!(matches!(&error, SubnetError::Unavailable { .. }), "{error:?}");
+            assert!(chain(&error).contains("a.json"), "{}", chain(&error));
+        }
+        nix::mount::umount(&path).unwrap();
+        assert_eq!(store.renew(&lease).await.unwrap().subnets, lease.subnets);
+    });
+}
+
 #[tokio::test]
 async fn of_two_records_that_overlap_the_younger_gives_way() {
     let (dir, store) = new_store().await;
