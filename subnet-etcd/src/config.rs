@@ -277,7 +277,7 @@ pub struct Credentials {
 pub enum Password {
     /// This text.
     Text(Secret),
-    /// This file, read again for every new connection; a trailing line end is ignored.
+    /// This file, read again for every new connection; line ends after it are ignored.
     File(PathBuf),
 }
 

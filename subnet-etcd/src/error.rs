@@ -71,6 +71,17 @@ impl Fault {
         Self::new(Kind::Cut, endpoint, problem.into(), CHECK)
     }
 
+    /// The member ended a watch, for a reason that is not a status of the call.
+    pub(crate) fn cancelled(endpoint: &str, reason: String) -> Self {
+        let code = match () {
+            () if reason.contains("permission denied") => 7,
+            () if reason.contains("etcdserver: ") => 3,
+            () => 0,
+        };
+        let (kind, remedy) = judge(code, &reason);
+        Self::new(kind, endpoint, reason, remedy)
+    }
+
     fn new(kind: Kind, endpoint: &str, problem: String, remedy: &'static str) -> Self {
         let remedy = match tls_remedy(&problem) {
             Some(remedy) => remedy,
@@ -183,6 +194,19 @@ mod tests {
     fn a_write_with_a_lease_that_has_ended_did_nothing() {
         let (kind, _) = judge(5, "etcdserver: requested lease not found");
         assert!(!Fault { kind, ..Fault::cut("etcd", "") }.is_unsettled());
+    }
+
+    #[test]
+    fn a_cancelled_watch_says_what_to_do() {
+        let denied = Fault::cancelled(
+            "etcd",
+            "rpc error: code = PermissionDenied desc = etcdserver: permission denied".to_owned(),
+        );
+        assert!(denied.kind == Kind::Denied && denied.error.remedy.contains("grant-permission"), "{}", denied.error);
+        let token = Fault::cancelled("etcd", "etcdserver: invalid auth token".to_owned());
+        assert_eq!((token.kind, token.error.remedy), (Kind::Token, "log in again"));
+        let other = Fault::cancelled("etcd", "the watch was cancelled".to_owned());
+        assert_eq!((other.kind, other.error.remedy), (Kind::Cut, CHECK));
     }
 
     #[test]

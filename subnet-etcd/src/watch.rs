@@ -83,7 +83,7 @@ impl Watch {
             Step::Read => {
                 let message = self.read().await?;
                 let events = self.list_watch.message(message);
-                self.ready.extend(events.map_err(|cancelled| Fault::cut(&self.endpoint(), cancelled.0))?);
+                self.ready.extend(events.map_err(|cancelled| Fault::cancelled(&self.endpoint(), cancelled.0))?);
             }
         }
         Ok(())
