@@ -40,7 +40,7 @@ use flannel_core::firewall::{Call, Drift, Firewall, FirewallError, Program, Rule
 use flannel_core::kernel::OverlayName;
 use flannel_core::net::Family;
 use nix::sched::{CloneFlags, setns};
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 
 use crate::wanted::{Chains, chains, none};
 use crate::wire::Seen;
@@ -56,7 +56,8 @@ const ATTEMPTS: u32 = 3;
 
 /// iptables of one network namespace, through its programs.
 ///
-/// Starts a thread for each family, which end when this value is dropped; the rules stay. Needs `CAP_NET_ADMIN`.
+/// Starts a thread for each family, which end when this value is dropped; the rules stay. Needs `CAP_NET_ADMIN`, with
+/// legacy iptables `CAP_NET_RAW` too.
 #[derive(Debug)]
 pub struct Iptables {
     v4: Tools,
@@ -64,6 +65,8 @@ pub struct Iptables {
     variant: Variant,
     directory: PathBuf,
     version: OnceCell<[u32; 3]>,
+    /// Held by one that writes: older versions try only once a second to get the lock that iptables programs share.
+    writing: Mutex<()>,
 }
 
 /// The variant of iptables: a host may have two, with separate rules.
@@ -126,7 +129,14 @@ impl Iptables {
     }
 
     fn with(v4: Tools, v6: Tools) -> Self {
-        Self { v4, v6, variant: Variant::default(), directory: PathBuf::new(), version: OnceCell::new() }
+        Self {
+            v4,
+            v6,
+            variant: Variant::default(),
+            directory: PathBuf::new(),
+            version: OnceCell::new(),
+            writing: Mutex::default(),
+        }
     }
 
     async fn chains(&self, rules: &Rules) -> Result<[(Family, Chains); 2], FirewallError> {
@@ -188,6 +198,7 @@ impl Iptables {
             }
             let wait: &[&str] = if version? >= MODERN { &["-w", "5"] } else { &[] };
             let args = [&["--noflush"], wait].concat();
+            let _turn = self.writing.lock().await;
             match self.run_for(family, "-restore", &args, input, "writing the overlay's rules").await {
                 Ok(_) => return Ok(()),
                 // Another program may have deleted a jump before this one could.
@@ -269,9 +280,10 @@ impl Firewall for Iptables {
     }
 
     async fn check(&self, rules: &Rules) -> Result<Vec<Drift>, FirewallError> {
+        let [one, other] = &self.chains(rules).await?;
+        let (seen_one, seen_other) = tokio::join!(self.seen(one.0, &one.1), self.seen(other.0, &other.1));
         let mut drift = Vec::new();
-        for (family, chains) in &self.chains(rules).await? {
-            let seen = self.seen(*family, chains).await?;
+        for ((family, chains), seen) in [(one, seen_one?), (other, seen_other?)] {
             let tool = self.name(*family);
             drift.extend(chains.iter().zip(&seen).flat_map(|(chain, seen)| wire::compare(&tool, chain, seen)));
         }

@@ -46,9 +46,9 @@ use tokio::sync::OnceCell;
 use crate::wanted::{Table, table_name, tables};
 use crate::wire::Start;
 
-/// The time limit of one run of `nft`, which takes some milliseconds on a quiet host.
 const PROGRAM: &str = "nft";
 
+/// The time limit of one run of `nft`, which takes some milliseconds on a quiet host.
 const WITHIN: Duration = Duration::from_secs(10);
 
 /// nftables of one network namespace, through the program `nft` (1.0.1 or later, with JSON).

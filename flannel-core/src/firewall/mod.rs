@@ -155,7 +155,7 @@ impl fmt::Display for Drift {
     }
 }
 
-/// Why an operation on the packet filter failed. Each family's rules are then unchanged or fully written.
+/// Why an operation on the packet filter failed. Each table's rules are then unchanged or fully written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FirewallError {

@@ -185,7 +185,8 @@ impl Answer {
         let text: String = self.stderr.chars().take(1024).collect();
         let said = |words: &[&str]| words.iter().any(|word| text.contains(word));
         if said(&["Operation not permitted", "Permission denied"]) {
-            return FirewallError::Denied { doing, hint: "CAP_NET_ADMIN is needed (or root)".to_owned() };
+            let hint = format!("CAP_NET_ADMIN is needed (or root), with legacy iptables CAP_NET_RAW too: {text}");
+            return FirewallError::Denied { doing, hint };
         }
         if said(&["cache initialization failed", "Table does not exist", "Address family not supported"]) {
             return FirewallError::Unsupported {
