@@ -5,14 +5,20 @@
 use std::env;
 use std::process::Command;
 
+/// Set to `0`, it leaves the relocations as they are, for a program that is to run with an older glibc.
+const SWITCH: &str = "FLANNELD_PACK_RELOCATIONS";
+
 /// The first glibc that reads `DT_RELR` (its NEWS for 2.36). With an older one a packed program does not start.
 const FIRST: (u32, u32) = (2, 36);
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-env-changed={SWITCH}");
     // A program for another machine meets a C library that is not known here.
     let is_native = env::var_os("HOST") == env::var_os("TARGET");
-    if is_native && glibc().is_some_and(|version| version >= FIRST) {
+    let is_glibc = env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|libc| libc == "gnu");
+    let is_off = env::var(SWITCH).is_ok_and(|switch| switch == "0");
+    if is_native && is_glibc && !is_off && glibc().is_some_and(|version| version >= FIRST) {
         println!("cargo::rustc-link-arg-bin=flanneld=-Wl,-z,pack-relative-relocs");
     }
 }
