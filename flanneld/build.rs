@@ -1,12 +1,14 @@
 //! Packs the relocations of the program where the C library can read them.
 //!
-//! Those of a position-independent program are read at each start and stay resident: 0.9 MiB, packed 10 KiB.
+//! The relocations of a position-independent program are read at each start and stay resident: 0.9 MiB unpacked, 10 KiB
+//! packed.
 
 use std::env;
 use std::process::Command;
 
-/// Set to `0`, it leaves the relocations as they are, for a program that is to run with an older glibc.
-const SWITCH: &str = "FLANNELD_PACK_RELOCATIONS";
+/// The environment variable that leaves the relocations unpacked if it is `0`, for a program that has to run with an
+/// older glibc.
+const SWITCH: &str = "FLANNELKIT_PACK_RELOCATIONS";
 
 /// The first glibc that reads `DT_RELR` (its NEWS for 2.36). With an older one a packed program does not start.
 const FIRST: (u32, u32) = (2, 36);

@@ -40,8 +40,8 @@ pub struct Programs {
 impl Programs {
     /// Builds and installs ours, and finds Go's where it was built.
     ///
-    /// A copy is measured, as a package installs one: the kernel caches what a linker wrote in other pieces, which changes
-    /// resident memory and the time of a start.
+    /// A copy is measured, as a package installs one. The page cache holds a file that a linker wrote in other pieces
+    /// than a copy, which changes resident memory and the time of a start.
     ///
     /// # Errors
     /// When ours does not build, or cannot be copied.

@@ -56,8 +56,8 @@ const ATTEMPTS: u32 = 3;
 
 /// iptables of one network namespace, through its programs.
 ///
-/// Starts a thread for each family, which end when this value is dropped; the rules stay. Needs `CAP_NET_ADMIN`, with
-/// legacy iptables `CAP_NET_RAW` too.
+/// Starts one thread per address family. They end when this value is dropped; the rules stay. Needs `CAP_NET_ADMIN`,
+/// and with legacy iptables also `CAP_NET_RAW`.
 #[derive(Debug)]
 pub struct Iptables {
     v4: Tools,
@@ -65,7 +65,7 @@ pub struct Iptables {
     variant: Variant,
     directory: PathBuf,
     version: OnceCell<[u32; 3]>,
-    /// Held by one that writes: older versions try only once a second to get the lock that iptables programs share.
+    /// Held during a write: older versions try only once a second to get the lock that all iptables programs share.
     writing: Mutex<()>,
 }
 

@@ -277,7 +277,7 @@ pub struct Credentials {
 pub enum Password {
     /// This text.
     Text(Secret),
-    /// This file, read again for every new connection; line ends after it are ignored.
+    /// This file, read again for every new connection; trailing line ends are ignored.
     File(PathBuf),
 }
 

@@ -71,13 +71,10 @@ impl Fault {
         Self::new(Kind::Cut, endpoint, problem.into(), CHECK)
     }
 
-    /// The member ended a watch, for a reason that is not a status of the call.
+    /// The member cancelled a watch. It gives a reason as text, without a status code.
     pub(crate) fn cancelled(endpoint: &str, reason: String) -> Self {
-        let code = match () {
-            () if reason.contains("permission denied") => 7,
-            () if reason.contains("etcdserver: ") => 3,
-            () => 0,
-        };
+        // The codes that a call would have: permission denied, or invalid argument.
+        let code = if reason.contains("permission denied") { 7 } else { 3 };
         let (kind, remedy) = judge(code, &reason);
         Self::new(kind, endpoint, reason, remedy)
     }

@@ -22,7 +22,8 @@ use crate::wire::Entry;
 /// The contents of a record's file.
 pub(crate) type Loaded = Result<Entry, BadRecord>;
 
-/// The most files of a list that a thread reads before their records are passed on.
+/// The most files of a list that a thread reads before their records are passed on. Three batches at most are in
+/// memory: one of each thread, and one that waits.
 const BATCH: usize = 128;
 
 /// The directory of the records, looked up once for all of them.
@@ -62,7 +63,7 @@ impl<'a> Reader<'a> {
         let batches = || iter::from_fn(|| next().transpose());
         let has_two_processors = thread::available_parallelism().is_ok_and(|count| count.get() > 1);
         thread::scope(|scope| {
-            // In here, so that an error ends the helper, too: nobody receives what it sends.
+            // Created in here, so that an error drops the receiver: the helper then ends instead of waiting to send.
             let (sender, receiver) = mpsc::sync_channel(1);
             let help = move || batches().try_for_each(|batch| sender.send(batch));
             let spawn = || thread::Builder::new().name("flannel-list".to_owned()).spawn_scoped(scope, help);

@@ -9,7 +9,7 @@ use flannel_core::subnet::{NodeIdentity, SubnetError, SubnetManager, Want};
 use flannel_subnet_file::{FileSubnets, Options};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// More than two threads read at a time.
+/// Several batches for each of the two threads that read.
 const RECORDS: usize = 2000;
 /// More descriptors than an acquire needs.
 const ENOUGH: u64 = 16;

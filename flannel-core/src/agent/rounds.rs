@@ -168,20 +168,15 @@ impl Machine {
         match std::mem::replace(&mut self.round, Round::Idle) {
             Round::Auditing { audit, seen } => {
                 let failed = report.refused.iter().map(|(place, _)| place).chain(&report.skipped);
-                for op in failed.filter_map(|place| audit.ops.get(*place)) {
-                    self.divergence.note(op.object(), &seen);
+                let failed = failed.filter_map(|place| audit.ops.get(*place));
+                let is_create = |op: &&Op| matches!(op, Op::CreateLink { .. });
+                let unknown = audit.ops.iter().filter(|op| report.lost.is_some() && is_create(op));
+                let absent = State::default();
+                for op in failed.chain(unknown) {
+                    // A device that was not created is absent, even if the one that it replaces was seen.
+                    self.divergence.note(op.object(), if is_create(&op) { &absent } else { &seen });
                 }
                 drop(seen);
-                // A device that was to be created does not exist, even if one that was in its place has been seen.
-                let has_failed = |place: usize| {
-                    report.lost.is_some()
-                        || report.refused.iter().any(|(refused, _)| *refused == place)
-                        || report.skipped.contains(&place)
-                };
-                let creates = audit.ops.iter().enumerate().filter(|(_, op)| matches!(op, Op::CreateLink { .. }));
-                for (_, op) in creates.filter(|(place, _)| has_failed(*place)) {
-                    self.divergence.note(op.object(), &State::default());
-                }
                 let errors = report.refused.iter().map(|(_, error)| error).chain(&report.lost);
                 self.fatal = errors.into_iter().find(|error| self.is_hopeless(error)).cloned();
                 self.audited(now, audit, &report);

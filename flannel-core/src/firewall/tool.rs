@@ -439,6 +439,8 @@ mod tests {
             let answer = tools.run(call("sh", &["-c", "cat >&2; exit 1"], said, AGES)).await.unwrap();
             let error = answer.refused("testing".to_owned()).to_string();
             assert!(error.contains(kind), "{said}: {error}");
+            let cause = said.lines().next().unwrap_or_default();
+            assert!(error.contains(cause), "{said}: {error}");
         }
     }
 

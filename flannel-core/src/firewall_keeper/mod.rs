@@ -165,8 +165,8 @@ struct Keeper<'a> {
     admitted: Admitted,
     leftovers: Leftovers,
     applied: Option<Rules>,
-    /// Those last tried to write.
-    tried: Option<Rules>,
+    /// The rules that could not be written, until a write succeeds.
+    failed: Option<Rules>,
     /// The error that was logged last, until a write succeeds.
     logged: Option<String>,
     drifts: Drifts,
@@ -177,7 +177,7 @@ impl<'a> Keeper<'a> {
         options.check_every = options.check_every.max(Duration::from_secs(1));
         let leftovers = Leftovers::of(options.former.clone());
         let (admitted, drifts) = (Admitted::default(), Drifts::default());
-        Self { firewall, options, admitted, leftovers, applied: None, tried: None, logged: None, drifts }
+        Self { firewall, options, admitted, leftovers, applied: None, failed: None, logged: None, drifts }
     }
 
     /// Writes the rules if they differ from the wanted ones. Returns how long to wait until the next check.
@@ -215,11 +215,12 @@ impl<'a> Keeper<'a> {
         Ok(self.options.check_every.min(RETRY))
     }
 
-    /// Returns whether the lease and the peers require rules other than those last tried.
+    /// Returns whether the lease and the peers require rules other than those in place and those that could not be
+    /// written.
     async fn is_outdated(&mut self, handle: &Handle, config: &NetworkConfig) -> bool {
         let Some(lease) = handle.status().lease.clone() else { return false };
         let wanted = self.rules(handle, config, &lease).await;
-        wanted.is_some() && wanted != self.tried
+        wanted.is_some() && wanted != self.applied && wanted != self.failed
     }
 
     /// Returns the rules for this lease. `None` means that the rules must not change yet: a guard needs the peers, and
@@ -237,7 +238,6 @@ impl<'a> Keeper<'a> {
 
     /// Writes the rules if they differ from those last written or from those in the kernel.
     async fn assure(&mut self, rules: Rules) -> Result<(), FirewallError> {
-        self.tried = Some(rules.clone());
         if self.applied.as_ref() == Some(&rules) {
             let drift = self.firewall.check(&rules).await?;
             if drift.is_empty() {
@@ -253,9 +253,12 @@ impl<'a> Keeper<'a> {
                 );
             }
         }
-        self.firewall.apply(&rules).await?;
-        self.applied = Some(rules);
-        Ok(())
+        let written = self.firewall.apply(&rules).await;
+        match written {
+            Ok(()) => (self.applied, self.failed) = (Some(rules), None),
+            Err(_) => self.failed = Some(rules),
+        }
+        written
     }
 }
 

@@ -71,8 +71,8 @@ pub(crate) async fn remove(
     let mut remembered = former_networks::all(settings);
     remembered.retain(|networks| Some(*networks) != configured);
     let last = configured.or_else(|| remembered.pop()).unwrap_or_default();
-    // Held to the end: nothing is changed while an agent runs, and an agent that started meanwhile would lose its file
-    // and its lease. A preview must not keep an agent from starting.
+    // A removal holds it to the end: nothing is changed while an agent runs, and an agent that started meanwhile would
+    // lose its file and its lease. A preview only finds out whether an agent runs, and keeps none from starting.
     let held = |claim| (mode == Mode::Remove).then_some(claim);
     let claim = held(seams.kernel.claim(&settings.name, &last, Residence::Present).await?);
     let mut removed = Removed::default();
@@ -169,21 +169,26 @@ impl Extent {
         config: &NetworkConfig,
     ) -> Self {
         let Ok(backend) = survey::pick(backends, config) else { return Self::default() };
-        let first = match seams.kernel.host_facts(&settings.uplink.reaches()).await {
-            Ok(host) => {
-                let known = Known { settings, config: &Arc::new(config.clone()), backend: &*backend, uplink: None };
-                known.first_context(&Arc::new(host), &BTreeSet::new()).ok()
-            }
-            Err(_) => None,
-        };
-        match first {
-            Some(First { context, .. }) => {
+        match first_context(seams, settings, &*backend, config).await {
+            Ok(First { context, .. }) => {
                 let attrs = LeaseAttrs::new(context.public);
                 Self::of(&*backend, &context, &Want::new(attrs))
             }
-            None => Self { slots: backend.slots(), ..Self::default() },
+            Err(_) => Self { slots: backend.slots(), ..Self::default() },
         }
     }
+}
+
+/// Returns what a start would find out about this node before it asks for a lease.
+async fn first_context(
+    seams: &Seams,
+    settings: &Settings,
+    backend: &dyn Backend,
+    config: &NetworkConfig,
+) -> Result<First, String> {
+    let host = seams.kernel.host_facts(&settings.uplink.reaches()).await.map_err(|error| chain(&error))?;
+    let known = Known { settings, config: &Arc::new(config.clone()), backend, uplink: None };
+    known.first_context(&Arc::new(host), &BTreeSet::new()).map_err(|error| chain(&error))
 }
 
 /// Deletes the overlay's objects in `networks` and `former` networks. No device is wanted, so each device with the
@@ -379,9 +384,7 @@ impl Node {
             return Ok(Self { id: node.clone(), named, found: None });
         }
         let backend = survey::pick(backends, &config).map_err(|error| chain(&error))?;
-        let host = seams.kernel.host_facts(&settings.uplink.reaches()).await.map_err(|error| chain(&error))?;
-        let known = Known { settings, config: &Arc::new(config), backend: &*backend, uplink: None };
-        let first = known.first_context(&Arc::new(host), &BTreeSet::new()).map_err(|error| chain(&error))?;
+        let first = first_context(seams, settings, &*backend, &config).await?;
         Ok(Self { id: first.context.node.clone(), named, found: Some((backend, first)) })
     }
 

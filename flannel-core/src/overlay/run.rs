@@ -279,10 +279,11 @@ impl Overlay {
     /// clean-up after an agent that has ended. Idempotent. It takes as long as the kernel needs, and at most ten seconds
     /// more if the store is unavailable. Objects are recognised by their marks alone, so that this
     /// works while the store is away: the lease then stays, and routes are removed in the networks that `subnet.env`
-    /// and the record beside it name. Devices of other programs that bear the mark
-    /// ([`LinkKind::External`](crate::kernel::LinkKind::External)), and [`Backend::slots`](crate::backend::Backend::slots),
-    /// are known only with the store's configuration, the former only with an uplink: without these, a marked TUN
-    /// device of another program is deleted too, and routes in the backend's slots stay.
+    /// and the record beside it name.
+    ///
+    /// Two things are known only from the store's configuration. Without it, routes in
+    /// [`Backend::slots`](crate::backend::Backend::slots) stay. Without it or without an uplink, a marked TUN device of
+    /// another program ([`LinkKind::External`](crate::kernel::LinkKind::External)) is deleted like one of the overlay.
     ///
     /// # Errors
     /// [`OverlayError::Kernel`] with [`KernelError::Conflict`] while the agent runs: nothing was changed.

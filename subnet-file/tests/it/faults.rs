@@ -27,6 +27,7 @@ async fn what_is_no_record_is_present_and_bad_beside_healthy_ones() {
     fs::create_dir(leases.join("directory.json")).unwrap();
     nix::unistd::mkfifo(&leases.join("pipe.json"), Mode::S_IRWXU).unwrap();
     std::os::unix::fs::symlink("healthy.json", leases.join("link.json")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(leases.join("socket.json")).unwrap();
     let subnets = ["10.5.65.0/24", "10.5.66.0/24"].map(|text| text.parse().unwrap());
     let free = subnets.into_iter().find(|subnet| healthy.subnets.v4 != Some(*subnet)).unwrap();
     fs::write(leases.join("half.json"), format!(r#"{{"PublicIP":7,"Subnet":"{free}","Created":1}}"#)).unwrap();
@@ -44,11 +45,12 @@ async fn what_is_no_record_is_present_and_bad_beside_healthy_ones() {
         "large.json",
         "link.json",
         "pipe.json",
+        "socket.json",
         "torn.json",
     ];
     assert_eq!(bad, expected);
     assert_eq!(records.len(), expected.len() + 1);
-    for name in ["directory.json", "link.json", "pipe.json"] {
+    for name in ["directory.json", "link.json", "pipe.json", "socket.json"] {
         let reason =
             &records.values().find(|record| record.key.as_str() == name).unwrap().lease.as_ref().unwrap_err().reason;
         assert_eq!(reason, "not a regular file", "{name}");
