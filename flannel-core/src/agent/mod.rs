@@ -276,7 +276,8 @@ impl Machine {
         machine.show(|status| {
             (status.phase, status.starting) = (Phase::LeaseHeld, None);
             status.network = Some(network);
-            (status.lease, status.uplink, status.mtu) = (Some(lease), uplink, Some(mtu));
+            (status.lease, status.lease_refused) = (Some(lease), None);
+            (status.uplink, status.mtu) = (uplink, Some(mtu));
             status.unknown_host_objects = unknown;
         });
         machine

@@ -10,19 +10,23 @@ use crate::backend::LocalNode;
 use crate::clock::BootTime;
 use crate::lease::Lease;
 use crate::subnet::SubnetError;
+use crate::text::chain;
 
 use super::{Cause, Machine, prefixes_of};
 
 impl Machine {
     pub(super) fn lease_answer(&mut self, now: BootTime, answer: Result<Lease, SubnetError>) {
-        let refused = matches!(answer, Err(SubnetError::Reconfigured));
         let (outcome, error) = self.renewal.answered(answer, now);
-        match error {
-            Some(error) => self.store_trouble(Source::Calls, now, error),
-            None => self.store_well(Source::Calls),
-        }
-        if refused {
-            self.reconfiguration.ask();
+        let text = error.as_ref().map(|error| chain(error));
+        match (error, text) {
+            (Some(error), Some(text)) if !error.is_answer() => self.store_trouble(Source::Calls, now, text),
+            (error, text) => {
+                self.store_well(Source::Calls);
+                self.show_refused_lease(text);
+                if matches!(error, Some(SubnetError::Reconfigured)) {
+                    self.reconfiguration.ask();
+                }
+            }
         }
         self.renewal_outcome(now, outcome);
     }
@@ -59,6 +63,7 @@ impl Machine {
         if self.settings.on_loss != LossPolicy::Reacquire {
             // No call follows, so the last error of a call would stay for ever.
             self.store_well(Source::Calls);
+            self.show_refused_lease(None);
         }
         self.show(|status| (status.lease, status.phase) = (None, Phase::Starting));
     }
@@ -70,6 +75,7 @@ impl Machine {
 
     /// Notes that this node holds another lease, or the same one with other contents.
     pub(super) fn hold(&mut self, now: BootTime, lease: Arc<Lease>) {
+        self.show_refused_lease(None);
         let old = &self.local.lease;
         let regained = self.status.lease.is_none();
         let matters = regained || old.subnets != lease.subnets || old.attrs != lease.attrs || old.key != lease.key;

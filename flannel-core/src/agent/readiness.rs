@@ -257,7 +257,7 @@ impl Status {
         let trouble = || self.last_error.clone();
         let mut waits = Vec::new();
         if self.lease.is_none() {
-            waits.push(Wait::Lease { error: contact() });
+            waits.push(Wait::Lease { error: contact().or_else(|| self.lease_refused.clone()) });
         }
         if !self.listed {
             waits.push(Wait::Peers { error: contact() });

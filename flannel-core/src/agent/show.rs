@@ -45,6 +45,13 @@ impl Machine {
         }
     }
 
+    pub(super) fn show_refused_lease(&mut self, reason: Option<String>) {
+        if self.status.lease_refused != reason {
+            self.events.extend(reason.clone().map(Event::LeaseRefused));
+            self.show(|status| status.lease_refused = reason);
+        }
+    }
+
     pub(super) fn show_subscription(&mut self, state: SubscriptionState) {
         if self.status.notifications == state {
             return;

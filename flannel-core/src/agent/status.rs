@@ -73,7 +73,8 @@ impl Phase {
 pub enum Contact {
     /// The store has not answered yet.
     Never,
-    /// The store answers. Neither the watch nor the calls about this node's lease have a current error.
+    /// The store answers: the watch is live, and so are the calls about this node's lease, even if the answer is that
+    /// there is none ([`Status::lease_refused`]).
     Live,
     /// The watch or the calls fail. The two are tracked independently: a live watch does not mean that renewals work.
     Lost {
@@ -209,6 +210,10 @@ pub struct Status {
     pub config_rejected: Option<String>,
     /// The held lease. `None` before it is acquired, and after it was lost or released.
     pub lease: Option<Arc<Lease>>,
+    /// Why the store last refused to grant or renew this node's lease, as text: the pool is full, the configuration or
+    /// this node's subnets are missing, or the configuration changed. `None` once a lease is granted or renewed. Contact
+    /// with the store is a matter of its own: [`store`](Self::store).
+    pub lease_refused: Option<String>,
     /// The contention for this node's record by another program; `None` if there is none.
     pub contended: Option<Contended>,
     /// The uplink, or why it cannot be used.
@@ -291,6 +296,7 @@ impl Default for Status {
             reconfigured: None,
             config_rejected: None,
             lease: None,
+            lease_refused: None,
             contended: None,
             uplink: UplinkState::default(),
             mtu: None,
@@ -350,6 +356,10 @@ pub enum Event {
     LeaseRenewed(Arc<Lease>),
     /// The lease was lost. The [`LossPolicy`](crate::overlay::LossPolicy) decides what follows.
     LeaseLost(LossReason),
+    /// The store answered, but did not grant or renew this node's lease: see [`Status::lease_refused`]. Reported once
+    /// for each reason. [`LeaseAcquired`](Self::LeaseAcquired) or [`LeaseRenewed`](Self::LeaseRenewed) follows once it
+    /// does.
+    LeaseRefused(String),
     /// Another program writes this node's record: see [`Status::contended`].
     LeaseContended(Contended),
     /// No other program has written this node's record for 30 s.
@@ -395,7 +405,7 @@ pub enum Event {
     /// Most peers left at once: the deletions for this many prefixes wait. Reported once while they wait, and again
     /// when twice as many do.
     DeletionsWithheld(usize),
-    /// The store does not answer.
+    /// The store does not answer, or denies access.
     StoreLost(String),
     /// The store answers again.
     StoreBack,
@@ -447,6 +457,7 @@ kinds! {
     Self::LeaseAcquired(_) => "lease_acquired",
     Self::LeaseRenewed(_) => "lease_renewed",
     Self::LeaseLost(_) => "lease_lost",
+    Self::LeaseRefused(_) => "lease_refused",
     Self::LeaseContended(_) => "lease_contended",
     Self::LeaseUncontended => "lease_uncontended",
     Self::ConfigChanged(_) => "config_changed",

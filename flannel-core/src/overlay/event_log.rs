@@ -109,6 +109,7 @@ fn level(event: &Event) -> Level {
         | Event::Ready
         | Event::Stopped(End::Stopped) => Level::Info,
         Event::LeaseLost(_)
+        | Event::LeaseRefused(_)
         | Event::LeaseContended(_)
         | Event::ConfigChanged(_)
         | Event::ConfigRejected(_)
@@ -147,6 +148,9 @@ fn say(event: &Event, level: Level, suppressed: Option<u64>) {
         }
         Event::LeaseRenewed(lease) => line!("lease", key = %lease.key, subnets = %lease.subnets, "lease renewed"),
         Event::LeaseLost(reason) => line!("lease", %reason, "lease lost"),
+        Event::LeaseRefused(error) => {
+            line!("lease", error, "the lease store did not grant this node's lease; retrying")
+        }
         Event::LeaseContended(contended) => {
             let remedy = "find the other agent with this node name or public address, and stop it";
             line!("lease", times = contended.times, remedy, "another agent is writing this node's lease");

@@ -325,18 +325,35 @@ pub(crate) fn store_answers(seams: &Seams) {
 }
 
 /// Shows in the status why a store call failed. Returns the error if an operator has to correct the data in the store.
-/// A store that is unavailable, denies access or is full may answer later.
+/// A store that is unavailable, denies access or is full may give another answer later.
 pub(crate) fn store_fails(seams: &Seams, error: SubnetError) -> Result<(), OverlayError> {
-    let text = chain(&error);
-    let wait = match error {
-        SubnetError::Unavailable { .. } | SubnetError::Denied { .. } => Wait::Store { error: Some(text.clone()) },
+    match error {
+        SubnetError::Unavailable { .. } | SubnetError::Denied { .. } => lose_store(seams, chain(&error)),
         SubnetError::Unconfigured { .. }
         | SubnetError::Reconfigured
         | SubnetError::Exhausted(_)
-        | SubnetError::Lost(_) => Wait::Lease { error: Some(text.clone()) },
+        | SubnetError::Lost(_) => refuse_lease(seams, chain(&error)),
         SubnetError::Invalid { .. } | SubnetError::Unsupported(_) => return Err(OverlayError::Store(error)),
+    }
+    Ok(())
+}
+
+/// Shows in the status that the store answered, but that there is no lease.
+fn refuse_lease(seams: &Seams, text: String) {
+    store_answers(seams);
+    seams.show_wait(Wait::Lease { error: Some(text.clone()) });
+    let is_new = |status: &Status| status.lease_refused.as_ref() != Some(&text);
+    let change = |status: &mut Status| {
+        (status.lease_refused, status.last_error) = (Some(text.clone()), Some(text.clone()));
     };
-    seams.show_wait(wait);
+    if seams.status.send_if(is_new, change) {
+        seams.tell(Event::LeaseRefused(text));
+    }
+}
+
+/// Shows in the status that the store does not answer.
+fn lose_store(seams: &Seams, text: String) {
+    seams.show_wait(Wait::Store { error: Some(text.clone()) });
     let now = seams.clock.now();
     let mut fresh = false;
     seams.status.send_if(
@@ -352,5 +369,4 @@ pub(crate) fn store_fails(seams: &Seams, error: SubnetError) -> Result<(), Overl
     if fresh {
         seams.tell(Event::StoreLost(text));
     }
-    Ok(())
 }

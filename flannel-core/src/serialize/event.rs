@@ -47,6 +47,7 @@ impl Serialize for Event {
             }
             Self::DeletionsWithheld(prefixes) => event.serialize_entry("prefixes", prefixes)?,
             Self::StoreLost(error)
+            | Self::LeaseRefused(error)
             | Self::ConfigRejected(error)
             | Self::KernelTrouble(error)
             | Self::UplinkLost(error)

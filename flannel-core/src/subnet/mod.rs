@@ -146,6 +146,23 @@ pub enum SubnetError {
     Unsupported(String),
 }
 
+impl SubnetError {
+    /// Returns whether the error is an answer: the store is reachable and grants access, but does not have, or does not
+    /// grant, what was asked for. While a store answers, contact with it is live
+    /// ([`Contact::Live`](crate::overlay::Contact::Live)), whatever the answer.
+    pub fn is_answer(&self) -> bool {
+        match self {
+            Self::Unavailable { .. } | Self::Denied { .. } => false,
+            Self::Unconfigured { .. }
+            | Self::Invalid { .. }
+            | Self::Reconfigured
+            | Self::Exhausted(_)
+            | Self::Lost(_)
+            | Self::Unsupported(_) => true,
+        }
+    }
+}
+
 impl From<ChooseError> for SubnetError {
     fn from(error: ChooseError) -> Self {
         match error {

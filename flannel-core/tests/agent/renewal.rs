@@ -150,7 +150,8 @@ async fn a_node_that_is_assigned_its_subnets_waits_for_them_and_follows_them() {
     let node = Node::new(200, &store, &clock);
     let mut agent = node.run();
     let waits = "node node-200: no subnets were assigned to it yet";
-    agent.until(|status| matches!(&status.store, Contact::Lost { error, .. } if error == waits)).await;
+    let status = agent.until(|status| status.lease_refused.as_deref() == Some(waits)).await;
+    assert_eq!(status.store, Contact::Live);
     for n in [5, 6] {
         node.store.assign(&node.identity(), Dual { v4: Some(subnet(n)), v6: None });
         agent.until(|status| status.lease.as_ref().is_some_and(|lease| lease.subnets.v4 == Some(subnet(n)))).await;
@@ -200,14 +201,16 @@ async fn no_lease_is_taken_of_another_network_than_the_one_in_force() {
         let status = agent.status();
         assert_eq!((status.phase, &status.lease, node.record()), (Phase::Starting, &None, None));
         assert_eq!(status.reconfigured.as_deref(), Some(&other));
-        assert!(
-            matches!(&status.store, Contact::Lost { error, .. } if error.contains("restart")),
-            "{:?}",
-            status.store
-        );
+        assert!(status.lease_refused.is_some_and(|reason| reason.contains("restart")));
+        assert_eq!(status.store, Contact::Live);
         node.store.set_config(config());
         let ready = agent.ready().await;
         assert_eq!((ready.lease.unwrap().subnets, ready.reconfigured), (before.subnets, None));
+        assert_eq!(ready.lease_refused, None);
+        let events = agent.drain();
+        let is_refusal = |event: &&Event| matches!(event, Event::LeaseRefused(_));
+        assert_eq!(events.iter().filter(is_refusal).count(), 1, "{events:?}");
+        assert!(!events.iter().any(|event| matches!(event, Event::StoreLost(_))), "{events:?}");
     }
 }
 

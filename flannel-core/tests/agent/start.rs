@@ -7,7 +7,7 @@ use std::time::Duration;
 use flannel_core::config::{Allocation, NetworkConfig};
 use flannel_core::kernel::{ApplyReport, Claim, Hint, Kernel, KernelError, MockKernel, OverlayName, Residence, Scope};
 use flannel_core::net::{Dual, Family};
-use flannel_core::overlay::{Contact, Event, OverlayError, Phase};
+use flannel_core::overlay::{Contact, Event, OverlayError, Phase, Wait};
 use flannel_core::subnet::{MockSubnetManager, SubnetError, ThisNode};
 use flannel_core::testing::FakeKernel;
 use futures_util::StreamExt;
@@ -61,7 +61,7 @@ async fn an_uplink_made_anew_while_the_lease_was_waited_for_is_the_one_in_use() 
     node.store.set_config(pool(9));
     node.join([9]);
     let agent = node.run();
-    agent.until(|status| matches!(status.store, Contact::Lost { .. })).await;
+    agent.until(|status| status.lease_refused.is_some()).await;
     node.kernel.delete_link("eth0").unwrap();
     let eth0 = node.kernel.add_uplink("eth0", "192.0.2.201/24".parse().unwrap()).unwrap();
     add_defaults(&node.kernel, eth0);
@@ -79,11 +79,21 @@ async fn a_node_that_waits_for_a_subnet_gets_one_once_the_pool_is_widened_and_ru
     one.store.set_config(pool(9));
     let running = one.run_ready().await;
     let two = Node::new(201, &one.store, &one.clock);
-    let waiting = two.run();
-    waiting.until(|status| matches!(status.store, Contact::Lost { .. })).await;
+    let mut waiting = two.run();
+    let refused = waiting.until(|status| status.lease_refused.is_some()).await;
+    let text = refused.lease_refused.clone().unwrap();
+    assert!(text.contains("no free subnet"), "{text}");
+    assert_eq!(refused.waits_for(), [Wait::Lease { error: Some(text.clone()) }]);
+    pass(60.0).await;
+    assert_eq!(waiting.status().store, Contact::Live, "the store answers");
     one.store.set_config(pool(10));
     let status = waiting.ready().await;
     assert_eq!(status.lease.unwrap().subnets.v4, Some(subnet(10)));
+    assert_eq!(status.lease_refused, None);
+    let events = waiting.drain();
+    let refusals = events.iter().filter(|event| **event == Event::LeaseRefused(text.clone())).count();
+    assert_eq!(refusals, 1, "{events:?}");
+    assert!(!events.iter().any(|event| matches!(event, Event::StoreLost(_) | Event::StoreBack)), "{events:?}");
     let status = running.until(|status| status.peers.accepted == 1).await;
     assert_eq!((status.peers.quarantined, status.own_trouble), (0, None));
     eventually("routes both ways", || one.has_route(subnet(10)) && two.has_route(subnet(9))).await;
@@ -91,7 +101,7 @@ async fn a_node_that_waits_for_a_subnet_gets_one_once_the_pool_is_widened_and_ru
     one.store.set_config(pool(9));
     let three = Node::new(202, &one.store, &one.clock);
     let late = three.run();
-    assert!(late.until(|status| matches!(status.store, Contact::Lost { .. })).await.lease.is_none());
+    assert!(late.until(|status| status.lease_refused.is_some()).await.lease.is_none());
     assert!(one.has_route(subnet(10)) && two.has_route(subnet(9)));
 }
 

@@ -61,6 +61,9 @@ impl Document<'_> {
             rows.row("address", listed(&lease.attrs.public_ip))?;
             rows.row("key", &lease.key)?;
         }
+        if let (Some(_), Some(reason)) = (&status.lease, &status.lease_refused) {
+            rows.row("lease", format_args!("not renewed by the store: {reason}"))?;
+        }
         if let Some(contended) = &status.contended {
             rows.row("contended", contention(contended, now))?;
         }

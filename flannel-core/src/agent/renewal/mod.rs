@@ -189,8 +189,12 @@ impl Renewal {
         })
     }
 
-    /// Handles the answer of the store.
-    pub(crate) fn answered(&mut self, answer: Result<Lease, SubnetError>, now: BootTime) -> (Outcome, Option<String>) {
+    /// Handles the answer of the store. Also returns the error if the call will be repeated because of it.
+    pub(crate) fn answered(
+        &mut self,
+        answer: Result<Lease, SubnetError>,
+        now: BootTime,
+    ) -> (Outcome, Option<SubnetError>) {
         let (asked, shown) = (self.asked.take(), self.shown.take());
         match answer {
             Ok(lease) => (self.given(lease, asked, shown, now), None),
@@ -209,7 +213,7 @@ impl Renewal {
                 self.unacknowledged = true;
                 self.not_before = now.after(self.backoff.wait());
                 self.due = self.allowed(self.not_before);
-                (Outcome::Same, Some(crate::text::chain(&error)))
+                (Outcome::Same, Some(error))
             }
         }
     }
