@@ -110,7 +110,7 @@ impl Machine {
     fn present_prefixes(&self, seen: &State) -> impl Iterator<Item = Prefix> {
         let owns = |(key, route): &(&RouteKey, &Route)| {
             self.scope.is_in_network(&key.prefix)
-                && owns_route(&key.prefix, route, &self.scope, &|prefix| self.claim(prefix))
+                && owns_route(&key.prefix, route, &self.scope, &seen.links, &|prefix| self.claim(prefix))
         };
         let mut last = None;
         let prefixes = seen.routes.iter().filter(owns).map(|(key, _)| key.prefix);

@@ -1,5 +1,6 @@
 //! Which objects in a kernel belong to an overlay (docs/design.md, "Ownership").
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -44,7 +45,7 @@ impl OverlayName {
         // FNV-1a, folded to 16 bits. It must be stable across versions, because the kernel keeps the group number.
         let hash =
             self.0.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-        0x666b_0000 | ((hash >> 16) ^ (hash & 0xffff))
+        MARK | ((hash >> 16) ^ (hash & 0xffff))
     }
 
     /// Returns the alias of the overlay's devices, which names the overlay in readable form and for
@@ -63,6 +64,17 @@ impl OverlayName {
         }
     }
 }
+
+/// Whether a device has the mark of an overlay of another name.
+pub(super) fn is_of_another(overlay: &OverlayName, link: &Link) -> bool {
+    let (group, alias) = (link.group, link.alias.as_deref());
+    let is_marked = group & MARK_MASK == MARK || alias.is_some_and(|alias| alias.starts_with(ALIAS_PREFIX));
+    is_marked && !overlay.owns(group, alias)
+}
+
+/// The part of a mark that is the same for all overlays.
+const MARK: u32 = 0x666b_0000;
+const MARK_MASK: u32 = 0xffff_0000;
 
 const ALIAS_PREFIX: &str = "flannelkit:";
 
@@ -128,9 +140,20 @@ fn owns_child(link: LinkId, addr: IpAddr, scope: &Scope) -> bool {
 /// this gateway, through a device that is not the overlay's, was left by Go flannel (docs/design.md, "Ownership").
 pub type Claims<'a> = dyn Fn(&Prefix) -> Option<IpAddr> + 'a;
 
-/// Returns whether the overlay may change or delete a seen route.
-pub fn owns_route(prefix: &Prefix, route: &Route, scope: &Scope, claims: &Claims<'_>) -> bool {
+/// Returns whether the overlay may change or delete a seen route. `links` are the seen links.
+pub fn owns_route(
+    prefix: &Prefix,
+    route: &Route,
+    scope: &Scope,
+    links: &BTreeMap<LinkId, Link>,
+    claims: &Claims<'_>,
+) -> bool {
     if !scope.covers(prefix) {
+        return false;
+    }
+    // Another overlay may have this network now, and be stopped: nothing else shows then that the route is its own.
+    let link = || route.link.and_then(|link| links.get(&link));
+    if !scope.is_in_network(prefix) && link().is_some_and(|link| is_of_another(&scope.overlay, link)) {
         return false;
     }
     match route.kind {

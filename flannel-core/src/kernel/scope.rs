@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::host::HostFacts;
 use super::link_kind::LinkKind;
 use super::objects::{Link, LinkId, LinkName, RouteSlot, State};
-use super::ownership::OverlayName;
+use super::ownership::{OverlayName, is_of_another};
 use crate::net::{Dual, Family, Prefix};
 
 /// The part of the kernel state that an overlay may read and write.
@@ -110,8 +110,8 @@ impl Scope {
     }
 
     /// Assigns ids to the links of a dump: the overlay's devices (by mark, under any name; else by name, except
-    /// external ones), the uplink, and foreign or former devices that are in the way. Links that do not concern the
-    /// overlay get no id.
+    /// external ones), the uplink, foreign or former devices that are in the way, and, if there are former networks,
+    /// devices of other overlays. Links that do not concern the overlay get no id.
     ///
     /// Shared by the real and the fake kernel, so that both behave alike.
     pub fn identify(&self, links: &[SeenLink]) -> BTreeMap<u32, LinkId> {
@@ -150,7 +150,7 @@ impl Scope {
         for seen in links {
             if Some(seen.index) == self.uplink {
                 ids.insert(seen.index, LinkId::Uplink);
-            } else if ours(&seen.link) {
+            } else if ours(&seen.link) || (!self.former.is_empty() && is_of_another(&self.overlay, &seen.link)) {
                 ids.entry(seen.index).or_insert(LinkId::Other(seen.index));
             }
         }

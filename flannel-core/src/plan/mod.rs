@@ -69,7 +69,7 @@ pub fn plan(wanted: &State, seen: &State, scope: &Scope, claims: &Claims<'_>) ->
 
 /// Same as [`plan`]. Frees each table of `wanted` once its writes are planned, because at a start both are large.
 pub(crate) fn plan_owned(mut wanted: State, seen: &State, scope: &Scope, claims: &Claims<'_>) -> Plan {
-    let mut planner = Planner::new(scope, claims);
+    let mut planner = Planner::new(scope, seen, claims);
     planner.keep_inside(&mut wanted);
     // At a start there are this many writes. Growing the vector would leave freed allocations behind.
     planner
@@ -87,7 +87,7 @@ pub(crate) fn plan_owned(mut wanted: State, seen: &State, scope: &Scope, claims:
 
 /// Returns whether the devices in `seen` are as wanted and none of them is foreign, so that the objects on them count.
 pub(crate) fn links_settled(wanted: &State, seen: &State, scope: &Scope) -> bool {
-    let mut planner = Planner::new(scope, &|_| None);
+    let mut planner = Planner::new(scope, seen, &|_| None);
     planner.links(wanted, seen);
     planner.blocked.is_empty() && planner.finish() == Plan::default()
 }
@@ -120,6 +120,8 @@ pub(crate) fn take_settled(peer: &PeerState, seen: &mut State) -> bool {
 
 struct Planner<'a> {
     scope: &'a Scope,
+    /// The seen links.
+    seen_links: &'a BTreeMap<LinkId, Link>,
     claims: &'a Claims<'a>,
     /// Devices whose name or place a foreign device has: nothing on them belongs to this overlay.
     blocked: BTreeSet<LinkId>,
@@ -158,9 +160,10 @@ struct Ops {
 }
 
 impl<'a> Planner<'a> {
-    fn new(scope: &'a Scope, claims: &'a Claims<'a>) -> Self {
+    fn new(scope: &'a Scope, seen: &'a State, claims: &'a Claims<'a>) -> Self {
         Self {
             scope,
+            seen_links: &seen.links,
             claims,
             blocked: BTreeSet::new(),
             fresh: BTreeSet::new(),

@@ -250,7 +250,7 @@ impl Host {
             if link == LinkId::Uplink
                 || is_foreign
                 || !route.onlink
-                || !owns_route(&key.prefix, route, &scope, &|prefix| wish.claims(prefix))
+                || !owns_route(&key.prefix, route, &scope, &state.links, &|prefix| wish.claims(prefix))
             {
                 return false;
             }
@@ -309,7 +309,8 @@ impl Host {
         for (key, route) in &wanted.routes {
             let here = in_slot(&seen, key.prefix, route.slot());
             let first = here.first();
-            let others = |route: &Route| !owns_route(&key.prefix, route, &scope, &|prefix| wish.claims(prefix));
+            let others =
+                |route: &Route| !owns_route(&key.prefix, route, &scope, &seen.links, &|prefix| wish.claims(prefix));
             let excused = in_conflict(super::Object::Route(key.prefix))
                 || route.link.is_some_and(|link| !free(link))
                 || route.kind == RouteKind::Blackhole && here.iter().any(others);
@@ -324,7 +325,7 @@ impl Host {
             let covered = route.kind == RouteKind::Blackhole && in_slot(&seen, key.prefix, route.slot()).len() > 1;
             if (covered || !want.as_ref().is_some_and(|want| want.same(route)))
                 && !held
-                && owns_route(&key.prefix, route, &scope, &|prefix| wish.claims(prefix))
+                && owns_route(&key.prefix, route, &scope, &seen.links, &|prefix| wish.claims(prefix))
             {
                 found.push(format!("extra route {} {route:?}", key.prefix));
             }

@@ -138,7 +138,7 @@ impl Planner<'_> {
         // On a foreign device only the protocol identifies the overlay's routes: Go flannel's form requires a device of
         // this overlay.
         let blocked = route.link.is_some_and(|link| self.blocked.contains(&link));
-        (!blocked || route.has_own_protocol()) && owns_route(prefix, route, self.scope, self.claims)
+        (!blocked || route.has_own_protocol()) && owns_route(prefix, route, self.scope, self.seen_links, self.claims)
     }
 }
 

@@ -397,6 +397,34 @@ fn in_a_former_network_ours_goes_and_nothing_is_wanted() {
 }
 
 #[test]
+fn in_a_former_network_a_route_into_another_overlays_device_stays() {
+    let (other, stranger) = (OverlayName::new("other").unwrap(), LinkId::Other(9));
+    let marked =
+        |group, alias: Option<String>| Link { group, alias: alias.map(Into::into), ..wanted().links[&OWN].clone() };
+    let former: Prefix = "10.6.2.0/24".parse().unwrap();
+    let scope = Scope { former: vec!["10.6.0.0/16".parse().unwrap()], ..scope() };
+    let mine = OverlayName::default();
+    let cases = [
+        (marked(other.mark(), Some(other.alias())), false),
+        (marked(other.mark(), None), false),
+        (marked(0, Some(other.alias())), false),
+        (marked(mine.mark(), Some(mine.alias())), true),
+        (marked(0, None), true),
+    ];
+    for (link, goes) in cases {
+        for (prefix, is_former) in [(former, true), (prefix(), false)] {
+            let route = Route::overlay(prefix, prefix.addr(), stranger);
+            let routes = [(RouteKey { prefix, nth: 0 }, route)].into();
+            let link = Link { name: LinkName::new("other.9").unwrap(), ..link.clone() };
+            let seen = State { links: [(stranger, link.clone())].into(), routes, ..State::default() };
+            let ops = plan(&State::default(), &seen, &scope, &|_| None).ops;
+            let is_deleted = ops.iter().any(|op| matches!(op, Op::DeleteRoute { .. }));
+            assert_eq!(is_deleted, goes || !is_former, "{prefix} through {link:?}: {ops:?}");
+        }
+    }
+}
+
+#[test]
 fn duplicates_of_ours_go_in_full() {
     let seen = with_routes(&[ours(), Route { gateway: Some("10.5.2.9".parse().unwrap()), ..ours() }]);
     let ops = ops(&seen);

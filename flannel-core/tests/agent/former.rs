@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use flannel_core::kernel::{Claim, Kernel, KernelError, Op, OverlayName, Residence};
+use flannel_core::kernel::{Claim, Kernel, KernelError, Link, LinkKind, LinkName, Op, OverlayName, Residence};
 use flannel_core::net::{Dual, Prefix};
 use flannel_core::overlay::{EnvFile, Masquerade, Overlay, Phase, Status, SubnetEnvFile};
 use flannel_core::subnet_env::SubnetEnv;
@@ -165,6 +165,29 @@ async fn a_former_network_that_another_overlay_has_now_is_left_alone() {
     let agent = moved.run();
     agent.until(|status| status.subnet_env == EnvFile::Settled).await;
     assert_eq!((moved.left(), moved.network_in_file()), (20, Some("10.43.0.0/16".parse().unwrap())));
+}
+
+/// The other overlay is stopped, so that it claims nothing.
+#[tokio::test(start_paused = true)]
+async fn routes_through_the_device_of_another_overlay_stay_in_a_former_network() {
+    for run in [true, false] {
+        let moved = Moved::new().await;
+        let other = OverlayName::new("other").unwrap();
+        let (name, kind) = (LinkName::new("other.1").unwrap(), LinkKind::Other("dummy".into()));
+        let mut device = Link::new(name, kind, 1450);
+        (device.group, device.alias) = (other.mark(), Some(other.alias().into()));
+        let device = moved.node.kernel.add_link(device).unwrap();
+        let subnet: Prefix = "10.42.88.0/24".parse().unwrap();
+        let route = FakeRoute { protocol: 205, onlink: true, ..FakeRoute::via(subnet, subnet.addr(), device) };
+        moved.node.kernel.add_route(route, Placement::Exclusive).unwrap();
+        if run {
+            moved.run().until(settled).await;
+        } else {
+            moved.overlay().remove().await.unwrap();
+        }
+        let left = moved.node.kernel.snapshot();
+        assert_eq!((moved.left(), left.matching("route 10.42.88.0/24").len()), (1, 1), "{run}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
