@@ -65,6 +65,10 @@ impl Dir {
         &self.leases
     }
 
+    pub(crate) fn lease_path(&self, key: &LeaseKey) -> PathBuf {
+        self.leases.join(key.as_str())
+    }
+
     pub(crate) fn config_path(&self) -> PathBuf {
         self.root.join("config.json")
     }
@@ -92,7 +96,7 @@ impl Dir {
     /// Passes what `prepare` makes of each record to `take`: see [`Reader::each`].
     pub(crate) fn each<T: Send>(
         &self,
-        prepare: impl Fn(LeaseKey, Loaded) -> Option<T> + Sync,
+        prepare: impl Fn(LeaseKey, io::Result<Loaded>) -> Option<T> + Sync,
         take: impl FnMut(T),
     ) -> Result<(), SubnetError> {
         Reader::open(&self.leases)?.each(prepare, take)
@@ -100,7 +104,7 @@ impl Dir {
 
     /// Reads one record; `None` if there is none: see [`Reader::read`].
     pub(crate) fn load(&self, name: &OsStr) -> Result<Option<Loaded>, SubnetError> {
-        Reader::open(&self.leases)?.read(name, None)
+        Reader::open(&self.leases)?.read(name)
     }
 
     /// Reads the record of this node: see [`Reader::read_own`].

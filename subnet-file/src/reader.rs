@@ -38,11 +38,12 @@ impl<'a> Reader<'a> {
         Ok(Self { path, dir })
     }
 
-    /// Passes what `prepare` makes of each record to `take`, in no particular order: there may be more than fit into
-    /// memory. After an error, some are missing. Two threads read and prepare, if there are two processors.
+    /// Passes what `prepare` makes of each record, or of the error with which its file cannot be read, to `take`, in no
+    /// particular order: there may be more than fit into memory. An error means that this process cannot read; some
+    /// records are missing then. Two threads read and prepare, if there are two processors.
     pub(crate) fn each<T: Send>(
         &self,
-        prepare: impl Fn(LeaseKey, Loaded) -> Option<T> + Sync,
+        prepare: impl Fn(LeaseKey, io::Result<Loaded>) -> Option<T> + Sync,
         mut take: impl FnMut(T),
     ) -> Result<(), SubnetError> {
         let failed = |error| fault("listing the leases", self.path, error);
@@ -75,18 +76,24 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a file of a list; `None` if it is not that of a record.
-    fn listed(&self, file: &DirEntry) -> Result<Option<(LeaseKey, Loaded)>, SubnetError> {
+    fn listed(&self, file: &DirEntry) -> Result<Option<(LeaseKey, io::Result<Loaded>)>, SubnetError> {
         let name = file.file_name();
         let Some(key) = key_of(&name) else { return Ok(None) };
-        Ok(self.read(&name, file.file_type().ok())?.map(|loaded| (key, loaded)))
+        Ok(self.try_read(&name, file.file_type().ok())?.map(|loaded| (key, loaded)))
     }
 
     /// Reads one record; `None` if there is none. An error means that this process cannot read; an unreadable file is a
-    /// bad record. `listed` is the file's type, if the directory was read for it.
-    pub(crate) fn read(&self, name: &OsStr, listed: Option<FileType>) -> Result<Option<Loaded>, SubnetError> {
+    /// bad record.
+    pub(crate) fn read(&self, name: &OsStr) -> Result<Option<Loaded>, SubnetError> {
+        Ok(self.try_read(name, None)?.map(or_bad))
+    }
+
+    /// Reads one record; `None` if there is none. An error means that this process cannot read. `listed` is the file's
+    /// type, if the directory was read for it.
+    fn try_read(&self, name: &OsStr, listed: Option<FileType>) -> Result<Option<io::Result<Loaded>>, SubnetError> {
         match self.contents(name, listed) {
-            Err(error) if !is_shortage(&error) => Ok(Some(Err(bad(format!("cannot be read: {error}"))))),
-            read => read.map_err(|error| self.unreadable(name, error)),
+            Err(error) if is_shortage(&error) => Err(self.unreadable(name, error)),
+            read => Ok(read.transpose()),
         }
     }
 
@@ -124,6 +131,11 @@ impl<'a> Reader<'a> {
         }
         Ok(Some(Entry::from_json(&text[..len])))
     }
+}
+
+/// Returns a file that cannot be read as a bad record.
+pub(crate) fn or_bad(read: io::Result<Loaded>) -> Loaded {
+    read.unwrap_or_else(|error| Err(bad(format!("cannot be read: {error}"))))
 }
 
 fn bad(reason: String) -> BadRecord {

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use flannel_core::allocation::{Taken, all_compatible};
@@ -11,6 +12,7 @@ use flannel_core::net::{Dual, Prefix};
 use flannel_core::subnet::{NodeIdentity, SubnetError, Want};
 
 use crate::dir::{Dir, Locked, file_name, node_of};
+use crate::error::fault;
 use crate::reader::Loaded;
 use crate::wire::{Entry, WallTime};
 use crate::{Options, Ttl};
@@ -64,11 +66,18 @@ impl Store {
         // A bad record counts as none.
         let own = self.dir.load_own(OsStr::new(&name))?.and_then(Result::ok);
         let mut records = Records::beside(own, &key, &config, now);
-        let add = |(key, loaded): (LeaseKey, Loaded)| records.add(&key, loaded, |expired| locked.clear(expired));
-        self.dir.each(|key, loaded| Some((key, loaded)), add)?;
+        let add = |(key, read): (LeaseKey, io::Result<Loaded>)| match read {
+            Ok(loaded) => records.add(&key, loaded, |expired| locked.clear(expired)),
+            Err(error) => records.unread = Some((key, error)),
+        };
+        self.dir.each(|key, read| Some((key, read)), add)?;
         let (subnets, created) = match records.standing() {
             Some(own) => (own.subnets, own.created),
             None => {
+                if let Some((key, error)) = records.unread {
+                    // Its node may hold any subnet.
+                    return Err(fault("reading a lease", &self.dir.lease_path(&key), error));
+                }
                 let subnets = records.subnets(&want.preferred)?;
                 (subnets, locked.next_generation(records.newest)?)
             }
@@ -168,12 +177,14 @@ struct Records<'a> {
     taken: Taken,
     /// The largest generation of all records.
     newest: u64,
+    /// A record that cannot be read, and why.
+    unread: Option<(LeaseKey, io::Error)>,
 }
 
 impl<'a> Records<'a> {
     fn beside(own: Option<Entry>, node: &'a LeaseKey, config: &'a NetworkConfig, now: WallTime) -> Self {
         let newest = own.as_ref().map_or(0, |own| own.created);
-        Self { node, config, now, own, beaten: false, taken: Taken::of(config), newest }
+        Self { node, config, now, own, beaten: false, taken: Taken::of(config), newest, unread: None }
     }
 
     /// Adds a record; an expired record of another node is passed to `clear`.

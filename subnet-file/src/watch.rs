@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 
 use crate::dir::key_of;
 use crate::error::{fault, fault_with, joined};
-use crate::reader::Loaded;
+use crate::reader::{Loaded, or_bad};
 use crate::store::Store;
 use crate::wire::WallTime;
 
@@ -135,7 +135,8 @@ impl Watch {
         let read = move || {
             let now = WallTime::now();
             let mut oldest = OldestRecords::within(most);
-            store.dir.each(|key, loaded| Found::of(&store, key, loaded, now, &hasher), |found| oldest.push(found))?;
+            let prepare = |key, read| Found::of(&store, key, or_bad(read), now, &hasher);
+            store.dir.each(prepare, |found| oldest.push(found))?;
             Ok(oldest.finish())
         };
         let mut all = joined(DOING, tokio::task::spawn_blocking(read).await)?;

@@ -114,6 +114,25 @@ fn a_record_of_this_node_that_cannot_be_read_is_neither_lost_nor_replaced() {
     });
 }
 
+#[test]
+fn no_new_subnet_is_given_while_the_record_of_another_node_cannot_be_read() {
+    on_a_disk_of_its_own("size=1m", |disk| async move {
+        let store = store_in(&disk).await;
+        let lease = acquire(&store, "a").await;
+        let other = acquire(&store, "b").await;
+        let path = lease_path(&disk, "b");
+        mount(Some("/proc/self/mem"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>).expect("a broken file");
+        let wanted = want().preferring(other.subnets);
+        let error = store.acquire(&node("c"), wanted.clone()).await.unwrap_err();
+        assert!(matches!(&error, SubnetError::Unavailable { .. }), "{error:?}");
+        assert!(chain(&error).contains("b.json"), "{}", chain(&error));
+        // A node that has a subnet keeps it.
+        assert_eq!(acquire(&store, "a").await.subnets, lease.subnets);
+        nix::mount::umount(&path).unwrap();
+        assert_ne!(store.acquire(&node("c"), wanted).await.unwrap().subnets, other.subnets);
+    });
+}
+
 #[tokio::test]
 async fn of_two_records_that_overlap_the_younger_gives_way() {
     let (dir, store) = new_store().await;
