@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, pending};
@@ -21,7 +21,7 @@ use crate::config::NetworkConfig;
 use crate::kernel::{Claim, Hint, Kernel, KernelError, Scope, State};
 use crate::lease::{Lease, LeaseEvent, LeaseKey};
 use crate::overlay::builder::Factory;
-use crate::overlay::env_file::{EnvKeeper, Gate};
+use crate::overlay::env_file::EnvKeeper;
 use crate::overlay::former_networks::Retention;
 use crate::overlay::handle::{HandleError, QUESTIONS, Question};
 use crate::overlay::removal::{self, LastLease};
@@ -113,7 +113,7 @@ impl<'a> Driver<'a> {
             preview: None,
             askers: Vec::new(),
             next_look: seams.clock.now(),
-            env: EnvKeeper::new(&settings, seams.jitter.clone()),
+            env: EnvKeeper::new(&settings, seams.jitter.clone(), seams.files.access()),
             seams,
             backends,
             settings,
@@ -212,10 +212,10 @@ impl<'a> Driver<'a> {
         // Calls that did not finish are dropped, so that they do not run beside the teardown.
         (self.kernel, self.preview, self.config) = (None, None, None);
         self.askers.clear();
-        let gate = self.env.cut();
+        self.env.cut();
         match teardown {
             Teardown::Keep => Ok(()),
-            Teardown::Remove => self.remove(gate).await,
+            Teardown::Remove => self.remove().await,
         }
     }
 
@@ -247,13 +247,13 @@ impl<'a> Driver<'a> {
     }
 
     /// Removes the overlay's objects, then releases the lease.
-    async fn remove(&mut self, gate: Arc<Mutex<Gate>>) -> Result<(), OverlayError> {
+    async fn remove(&mut self) -> Result<(), OverlayError> {
         self.machine.include_all_former_networks();
         let scope = self.machine.scope().clone();
         let clearing = removal::clear(self.seams, &scope, |seen| self.machine.removal(seen));
         let (cleared, answer) = tokio::join!(clearing, last_answer(self.seams, self.store.take()));
         let retention = if cleared.is_ok() { Retention::Delete } else { Retention::Keep };
-        let env = removal::delete_env(self.seams, &self.settings, retention, gate).await;
+        let env = removal::delete_env(self.seams, &self.settings, retention).await;
         let unknown = matches!(answer, Some(Err(SubnetError::Unavailable { .. })));
         if let Some(answer) = answer {
             self.machine.handle(self.seams.clock.now(), Input::Lease(answer));

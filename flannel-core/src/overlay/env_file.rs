@@ -1,6 +1,5 @@
 //! Keeps `subnet.env` up to date: writes it when its content has to change, and checks it periodically.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -11,14 +10,9 @@ use crate::backoff::{Backoff, Jitter};
 use crate::clock::BootTime;
 use crate::net::{Dual, Prefix};
 use crate::overlay::former_networks::{self, Retention};
+use crate::overlay::host_files::Access;
 use crate::subnet_env::{Kept, SubnetEnv};
 use crate::text::chain;
-
-/// The subnets in `subnet.env`, which pods on this host still use.
-pub(crate) fn former_subnets(settings: &Settings) -> Dual<Prefix> {
-    let file = settings.subnet_env.as_ref().and_then(|file| SubnetEnv::read(&file.path).ok().flatten());
-    file.map(|env| env.subnets).unwrap_or_default()
-}
 
 /// The result of a check of the file.
 pub(crate) type Outcome = Result<Looked, String>;
@@ -43,20 +37,12 @@ pub(crate) struct EnvKeeper {
     /// Why the file is not as wanted.
     error: Option<String>,
     backoff: Backoff,
-    gate: Arc<Mutex<Gate>>,
-}
-
-/// Whether writes may begin. A write whose future was dropped continues in its thread, and must not create a file again
-/// that was deleted meanwhile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Gate {
-    #[default]
-    Open,
-    Shut,
+    /// `None` once writes have ended.
+    access: Option<Access>,
 }
 
 impl EnvKeeper {
-    pub(crate) fn new(settings: &Settings, jitter: Jitter) -> Self {
+    pub(crate) fn new(settings: &Settings, jitter: Jitter, access: Access) -> Self {
         Self {
             file: settings.subnet_env.clone(),
             every: settings.audit_every,
@@ -65,7 +51,7 @@ impl EnvKeeper {
             due: None,
             error: None,
             backoff: Backoff::new(jitter),
-            gate: Arc::default(),
+            access: Some(access),
         }
     }
 
@@ -77,10 +63,9 @@ impl EnvKeeper {
         self.under_way.is_some()
     }
 
-    /// Stops waiting for a write under way. Shutting the returned gate waits for it and prevents later ones.
-    pub(crate) fn cut(&mut self) -> Arc<Mutex<Gate>> {
-        self.under_way = None;
-        Arc::clone(&self.gate)
+    /// Ends all writes: one under way is not waited for, and finishes before any work with another access.
+    pub(crate) fn cut(&mut self) {
+        (self.under_way, self.access) = (None, None);
     }
 
     /// When to call [`keep`](Self::keep) if nothing else happens.
@@ -104,12 +89,9 @@ impl EnvKeeper {
         if waits && (self.error.is_some() || self.said == Some((wanted, retention))) {
             return;
         }
-        let (path, gate) = (file.path.clone(), Arc::clone(&self.gate));
-        let work = tokio::task::spawn_blocking(move || {
-            let open = gate.lock().unwrap_or_else(PoisonError::into_inner);
-            if *open == Gate::Shut {
-                return Err("the agent has ended".to_owned());
-            }
+        let Some(access) = &self.access else { return };
+        let path = file.path.clone();
+        let work = access.run(move || {
             let former = SubnetEnv::read(&path).ok().flatten().map(|env| env.subnets).unwrap_or_default();
             let kept = wanted.keep(&path).map_err(|error| chain(&error))?;
             if retention == Retention::Delete {
@@ -117,15 +99,7 @@ impl EnvKeeper {
             }
             Ok(Looked { env: wanted, retention, kept, former })
         });
-        self.under_way = Some(
-            async move {
-                match work.await {
-                    Ok(outcome) => outcome,
-                    Err(error) => Err(chain(&error)),
-                }
-            }
-            .boxed(),
-        );
+        self.under_way = Some(async move { work.await.unwrap_or_else(|error| Err(chain(&error))) }.boxed());
     }
 
     /// Waits for the check under way. No result is lost if the future is dropped.

@@ -8,7 +8,6 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use crate::agent::Settings;
 use crate::files::{self, FileError, Mode, Trust, Unread};
 use crate::net::{Dual, Family, Prefix};
 use crate::subnet_env::SubnetEnv;
@@ -23,11 +22,6 @@ pub(crate) enum Retention {
     Keep,
     /// `subnet.env` names the only network: the record is deleted.
     Delete,
-}
-
-/// The networks of former runs of this or another agent, from `subnet.env` and the record beside it.
-pub(crate) fn all(settings: &Settings) -> Vec<Dual<Prefix>> {
-    settings.subnet_env.as_ref().map(|file| known(&file.path)).unwrap_or_default()
 }
 
 /// The networks of former runs, the latest last: those in the record, then the one in `subnet.env`.

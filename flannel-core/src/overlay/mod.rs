@@ -12,6 +12,7 @@ mod env_file;
 mod event_log;
 mod former_networks;
 mod handle;
+mod host_files;
 mod published;
 mod removal;
 mod run;

@@ -4,7 +4,7 @@ use crate::kernel::{ApplyReport, Device, KernelError, LinkNames, Op, OpText, Res
 use crate::plan::{Plan, plan as planned};
 use futures_util::StreamExt;
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::agent::Settings;
@@ -14,8 +14,8 @@ use crate::config::NetworkConfig;
 use crate::lease::{Lease, LeaseAttrs, LeaseEvent};
 use crate::net::{Dual, Prefix};
 use crate::overlay::builder::Factory;
-use crate::overlay::env_file::{self, Gate};
 use crate::overlay::former_networks::{self, Retention};
+use crate::overlay::host_files;
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::start::Claimed;
 use crate::overlay::survey;
@@ -68,7 +68,8 @@ pub(crate) async fn remove(
     let config = patiently(seams, "removing", seams.subnets.network_config()).await;
     let configured = config.as_ref().ok().map(|config| config.networks.map(|_, network| network.prefix));
     // The network may have changed since: all networks are cleared, the present one last.
-    let mut remembered = former_networks::all(settings);
+    let named = in_time(seams, host_files::read(seams, settings)).await.unwrap_or_default();
+    let mut remembered = named.networks;
     remembered.retain(|networks| Some(*networks) != configured);
     let last = configured.or_else(|| remembered.pop()).unwrap_or_default();
     // A removal holds it to the end: nothing is changed while an agent runs, and an agent that started meanwhile would
@@ -83,7 +84,7 @@ pub(crate) async fn remove(
     // Read before the devices are deleted: they show which address of the host was published, and which node owns a
     // lease.
     let node = match config {
-        Ok(config) => Node::find(seams, settings, backends, config).await,
+        Ok(config) => Node::find(seams, settings, backends, config, named.subnets).await,
         Err(error) => Err(chain(&error)),
     };
     let (mut former, mut claims) = (Vec::new(), Vec::new());
@@ -107,10 +108,10 @@ pub(crate) async fn remove(
     let cleared = clear_marked(seams, settings, extent, last, former, mode).await?;
     (removed.objects, removed.deletions) = (cleared.objects, cleared.listed);
     let env = match (mode, &settings.subnet_env) {
-        (Mode::Remove, _) => delete_env(seams, settings, Retention::Delete, Arc::default()).await,
+        (Mode::Remove, _) => delete_env(seams, settings, Retention::Delete).await,
         (Mode::Preview, Some(file)) => {
-            let path = file.path.clone();
-            let exists = tokio::task::spawn_blocking(move || path.exists());
+            let (path, access) = (file.path.clone(), seams.files.access());
+            let exists = access.run(move || path.exists());
             Ok(matches!(in_time(seams, exists).await, Some(Ok(true))))
         }
         (Mode::Preview, None) => Ok(false),
@@ -140,9 +141,10 @@ pub(crate) async fn undo_start(
     let extent = Extent::of(&**backend, context, want);
     let cleared = clear_marked(seams, settings, extent, context.networks(), Vec::new(), Mode::Remove).await.map(drop);
     // Networks of former runs are not cleared here.
-    let only_here = former_networks::all(settings).iter().all(|networks| *networks == context.networks());
+    let named = in_time(seams, host_files::read(seams, settings)).await.unwrap_or_default();
+    let only_here = named.networks.iter().all(|networks| *networks == context.networks());
     let retention = if cleared.is_ok() && only_here { Retention::Delete } else { Retention::Keep };
-    let env = delete_env(seams, settings, retention, Arc::default()).await.map(drop);
+    let env = delete_env(seams, settings, retention).await.map(drop);
     let released = release(seams, context, want, lease.map_or(LastLease::Unknown(None), LastLease::Held)).await;
     cleared.and(env).and(released)
 }
@@ -286,16 +288,10 @@ fn unfinished(scope: &Scope, ops: &[Op], report: &ApplyReport) -> OverlayError {
 
 /// Deletes `subnet.env`, even if another agent wrote it, and the record of former networks beside it. If the record is
 /// still needed, the networks of `subnet.env` are added to it instead. Returns whether there was a `subnet.env`.
-pub(crate) async fn delete_env(
-    seams: &Seams,
-    settings: &Settings,
-    retention: Retention,
-    gate: Arc<Mutex<Gate>>,
-) -> Result<bool, OverlayError> {
+pub(crate) async fn delete_env(seams: &Seams, settings: &Settings, retention: Retention) -> Result<bool, OverlayError> {
     let Some(file) = &settings.subnet_env else { return Ok(false) };
-    let path = file.path.clone();
-    let deletion = tokio::task::spawn_blocking(move || {
-        *gate.lock().unwrap_or_else(PoisonError::into_inner) = Gate::Shut;
+    let (path, access) = (file.path.clone(), seams.files.access());
+    let deletion = access.run(move || {
         let known = former_networks::known(&path);
         let removed = std::fs::remove_file(&path);
         match (retention, known.split_last()) {
@@ -308,7 +304,7 @@ pub(crate) async fn delete_env(
         removed
     });
     let outcome = match in_time(seams, deletion).await {
-        Some(outcome) => outcome.unwrap_or_else(|error| Err(std::io::Error::other(error))),
+        Some(outcome) => outcome.flatten(),
         None => Err(std::io::ErrorKind::TimedOut.into()),
     };
     match outcome {
@@ -376,8 +372,8 @@ impl Node {
         settings: &Settings,
         backends: &[(&'static str, Factory)],
         config: NetworkConfig,
+        named: Dual<Prefix>,
     ) -> Result<Self, String> {
-        let named = env_file::former_subnets(settings);
         let this = patiently(seams, "reading this node's identity", seams.subnets.this_node()).await;
         let settings = &settings.for_node(this.map_err(|error| chain(&error))?);
         if let Some(node) = &settings.node {

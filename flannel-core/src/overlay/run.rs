@@ -21,6 +21,7 @@ use crate::overlay::builder::{Builder, Factory};
 use crate::overlay::driver::Driver;
 use crate::overlay::event_log::EventLog;
 use crate::overlay::handle::{Handle, QUESTIONS};
+use crate::overlay::host_files::HostFiles;
 use crate::overlay::published::Published;
 use crate::overlay::removal::{self, Removed};
 use crate::overlay::running::Running;
@@ -64,6 +65,7 @@ pub(crate) struct Seams {
     /// How the uplink is chosen. This takes precedence over the initial settings.
     pub(crate) uplink: watch::Receiver<Select>,
     pub(crate) journal: Arc<Mutex<EventLog>>,
+    pub(crate) files: HostFiles,
 }
 
 impl Seams {
@@ -218,6 +220,7 @@ impl Overlay {
             events,
             uplink: shared.uplink.subscribe(),
             journal: Arc::clone(&shared.journal),
+            files: shared.files.clone(),
         }
     }
 
@@ -395,8 +398,6 @@ async fn agent(
     };
     let Claims { present: claim, former } = claims;
     let (former, former_claims): (Vec<_>, Vec<_>) = former.into_iter().unzip();
-    // Written before the first route, and only once there may be one.
-    start::remember(&surveyed.settings, &surveyed, &former).await;
     let Surveyed { settings, backend, context, read, want, .. } = surveyed;
     let is_new = context.previous.is_none();
     let local = LocalNode { lease: Arc::new(lease), context };

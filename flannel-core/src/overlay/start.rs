@@ -1,5 +1,6 @@
 //! The start of a run, up to the lease: everything that happens once, before the machine runs.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,6 +15,8 @@ use crate::lease::Lease;
 use crate::net::{Dual, Family, Prefix};
 use crate::overlay::builder::Factory;
 use crate::overlay::former_networks;
+use crate::overlay::host_files;
+use crate::overlay::removal::in_time;
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::survey::{
     Surveyed, ask_kernel, configuration, identified, settle, store_answers, store_fails, survey,
@@ -127,6 +130,8 @@ pub(crate) async fn start(
         match answer {
             Ok(lease) => {
                 store_answers(seams);
+                // Before the first route, and only once there may be one.
+                remember(seams, &settings, &surveyed, &claims).await;
                 return Ok(Started { surveyed, claims, lease });
             }
             Err(error) => {
@@ -189,7 +194,8 @@ async fn claim(seams: &Seams, settings: &Settings, surveyed: &Surveyed) -> Resul
         }
     };
     let mut former = Vec::new();
-    for others in former_networks::all(settings).into_iter().filter(|others| *others != networks) {
+    let named = host_files::read(seams, settings).await;
+    for others in named.networks.into_iter().filter(|others| *others != networks) {
         match claim(&others, Residence::Former).await {
             Ok(claim) => former.push((others, claim)),
             Err(OverlayError::Kernel(error @ KernelError::Conflict { .. })) => {
@@ -207,14 +213,17 @@ async fn claim(seams: &Seams, settings: &Settings, surveyed: &Surveyed) -> Resul
 
 /// Records the networks in which the overlay's routes may be from now on. A failed write does not stop the start: the
 /// record is needed only if the network changes and the agent is killed during that.
-pub(crate) async fn remember(settings: &Settings, surveyed: &Surveyed, former: &[Dual<Prefix>]) {
+async fn remember(seams: &Seams, settings: &Settings, surveyed: &Surveyed, claims: &Claims) {
     let Some(file) = &settings.subnet_env else { return };
-    let (path, former, present) = (file.path.clone(), former.to_vec(), surveyed.context.networks());
-    let written = tokio::task::spawn_blocking(move || former_networks::remember(&path, &former, present)).await;
-    let error = match written {
-        Ok(Ok(())) => return,
-        Ok(Err(error)) => chain(&error),
-        Err(error) => chain(&error),
+    let former: Vec<_> = claims.former.iter().map(|(networks, _)| *networks).collect();
+    let (path, present) = (file.path.clone(), surveyed.context.networks());
+    let access = seams.files.access();
+    let written = access.run(move || former_networks::remember(&path, &former, present));
+    let error = match in_time(seams, written).await {
+        Some(Ok(Ok(()))) => return,
+        Some(Ok(Err(error))) => chain(&error),
+        Some(Err(error)) => chain(&error),
+        None => chain(&io::Error::from(io::ErrorKind::TimedOut)),
     };
     tracing::warn!(
         target: "flannel::kernel",

@@ -15,9 +15,9 @@ use crate::clock::BootTime;
 use crate::config::{ConfigError, NetworkConfig};
 use crate::kernel::KernelError;
 use crate::lease::Lease;
-use crate::net::Dual;
+use crate::net::{Dual, Prefix};
 use crate::overlay::builder::Factory;
-use crate::overlay::env_file;
+use crate::overlay::host_files;
 use crate::overlay::run::{OverlayError, Seams};
 use crate::subnet::{OwnLeases, SubnetError, Want};
 use crate::text::chain;
@@ -66,17 +66,20 @@ pub(crate) async fn survey(
     let backend = pick(backends, &config)?;
     let uplink = so_far.map(|so_far| &so_far.context.uplink);
     let mut missing = Missing::new(seams, settings);
-    let (own, read, settings) = loop {
+    let (own, named, read, settings) = loop {
         let settings = seams.up_to_date(settings);
         let reach = settings.uplink.reaches();
         let host = Arc::new(ask_kernel(seams, || seams.kernel.host_facts(&reach)).await?);
         let read = seams.clock.now();
         let known = Known { settings: &settings, config: &config, backend: &*backend, uplink };
         let find = |others: &_| known.first_context(&host, others);
-        match own_lease(seams, &settings, &*backend, so_far, find).await? {
+        // The `subnet.env` of another agent names the subnet that pods here still use (docs/compatibility.md,
+        // "Acquiring a lease").
+        let named = host_files::read(seams, &settings).await.subnets;
+        match own_lease(seams, &settings, &*backend, named, so_far, find).await? {
             Ok(own) => {
                 missing.found(&own.first.context.uplink);
-                break (own, read, Arc::new(settings));
+                break (own, named, read, Arc::new(settings));
             }
             Err(error) => missing.wait(error).await?,
         }
@@ -97,10 +100,8 @@ pub(crate) async fn survey(
         }
     };
     let attrs = backend.advertise(&context).map_err(OverlayError::Backend)?;
-    // The `subnet.env` of another agent names the subnet that pods here still use (docs/compatibility.md, "Acquiring a
-    // lease").
     let previous = context.previous.as_ref().map(|lease| lease.subnets).unwrap_or_default();
-    let told = [previous, env_file::former_subnets(&settings), left];
+    let told = [previous, named, left];
     let preferred = told.into_iter().find(|subnets| !subnets.is_empty()).unwrap_or_default();
     let own = match (&settings.node, &context.previous) {
         (Some(_), _) => OwnLeases::Every,
@@ -151,17 +152,18 @@ struct Own {
 
 /// Looks for the uplink and this node's previous lease. For a node that the store identifies by address, only leases of
 /// other nodes may be found; it then uses an address that no other node publishes, unless it published this address
-/// before. `so_far` is the survey with which this start last asked for a lease.
+/// before. `named` are the subnets in `subnet.env`; `so_far` is the survey with which this start last asked for a lease.
 async fn own_lease(
     seams: &Seams,
     settings: &Settings,
     backend: &dyn Backend,
+    named: Dual<Prefix>,
     so_far: Option<&Surveyed>,
     find: impl Fn(&BTreeSet<IpAddr>) -> Result<First, UplinkError>,
 ) -> Result<Result<Own, UplinkError>, OverlayError> {
     let mut others = BTreeSet::new();
     let so_far = so_far.map(|so_far| (&so_far.context, &so_far.want));
-    let evidence = Evidence { so_far, former: env_file::former_subnets(settings) };
+    let evidence = Evidence { so_far, former: named };
     // Each iteration rules out one address of the host.
     loop {
         let first = match find(&others) {

@@ -9,6 +9,7 @@ use crate::clock::Clock;
 use crate::kernel::OverlayName;
 use crate::overlay::event_log::EventLog;
 use crate::overlay::handle::{EVENTS, Question};
+use crate::overlay::host_files::HostFiles;
 use crate::overlay::published::Published;
 use crate::uplink::Select;
 
@@ -21,6 +22,7 @@ pub(crate) struct Shared {
     pub(crate) uplink: watch::Sender<Select>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) journal: Arc<Mutex<EventLog>>,
+    pub(crate) files: HostFiles,
     /// The channel for questions, while an agent answers them.
     questions: Mutex<Option<mpsc::Sender<Question>>>,
     /// Whether a run is going on. Locked while a turn begins or ends, so that the two do not overlap.
@@ -36,6 +38,7 @@ impl Shared {
             uplink: watch::Sender::new(uplink),
             clock,
             journal: Arc::default(),
+            files: HostFiles::default(),
             questions: Mutex::default(),
             taken: Mutex::default(),
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use flannel_core::backend::Backend;
 use flannel_core::kernel::{Device, KernelError, LinkKind, Op};
 use flannel_core::net::{Prefix, Vni};
-use flannel_core::overlay::{EnvFile, Event, Masquerade, OverlayError, Phase, Status, SubnetEnvFile};
+use flannel_core::overlay::{EnvFile, Event, Masquerade, OverlayError, Phase, Status, SubnetEnvFile, Teardown};
 use tokio::time::Instant;
 
 use crate::altered::Altered;
@@ -16,6 +16,61 @@ use crate::tunnel::Tunnel;
 
 pub(crate) fn env_file(dir: &tempfile::TempDir) -> SubnetEnvFile {
     SubnetEnvFile::new(dir.path().join("run/subnet.env"), Masquerade::Agent)
+}
+
+/// Runs a test as on a host whose disk hangs: the only thread for blocking work is busy until the sender is dropped.
+fn on_a_hung_disk(test: impl AsyncFnOnce(std::sync::mpsc::Sender<()>)) {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().start_paused(true).max_blocking_threads(1).build().unwrap();
+    let (disk, hangs) = std::sync::mpsc::channel();
+    runtime.spawn_blocking(move || hangs.recv());
+    runtime.block_on(test(disk));
+}
+
+/// Returns the output of `work`. Time passes although a thread is busy.
+async fn while_time_passes<T>(work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    for _ in 0..1000 {
+        tokio::select! {
+            biased;
+            output = &mut work => return output,
+            () = tokio::task::yield_now() => tokio::time::advance(Duration::from_millis(100)).await,
+        }
+    }
+    panic!("no end after 100 s");
+}
+
+#[test]
+fn a_start_is_stopped_while_the_disk_hangs() {
+    on_a_hung_disk(async |disk| {
+        let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
+        let builder = node.builder().subnet_env(env_file(&dir));
+        let overlay = builder.build(Arc::new(node.store.clone()), Arc::new(node.kernel.clone())).unwrap();
+        let stop = async {
+            pass(20.0).await;
+            Teardown::Remove
+        };
+        while_time_passes(overlay.run(stop)).await.unwrap();
+        assert_eq!(node.kernel.writes(), 0);
+        drop(disk);
+    });
+}
+
+#[test]
+fn a_removal_that_gave_up_on_a_hung_disk_deletes_no_later_file() {
+    on_a_hung_disk(async |disk| {
+        let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
+        let file = SubnetEnvFile::new(dir.path().join("subnet.env"), Masquerade::Agent);
+        std::fs::write(&file.path, "FLANNEL_NETWORK=10.42.0.0/16\n").unwrap();
+        let builder = node.builder().subnet_env(file.clone());
+        let overlay = builder.build(Arc::new(node.store.clone()), Arc::new(node.kernel.clone())).unwrap();
+        let removed = while_time_passes(overlay.remove()).await;
+        assert!(matches!(removed, Err(OverlayError::SubnetEnv { .. })), "{removed:?}");
+        drop(disk);
+        // What waited for the thread has run after this.
+        tokio::task::spawn_blocking(|| {}).await.unwrap();
+        assert!(file.path.exists(), "another agent may have written it");
+    });
 }
 
 #[tokio::test(start_paused = true)]

@@ -181,7 +181,9 @@ async fn routes_through_the_device_of_another_overlay_stay_in_a_former_network()
         let route = FakeRoute { protocol: 205, onlink: true, ..FakeRoute::via(subnet, subnet.addr(), device) };
         moved.node.kernel.add_route(route, Placement::Exclusive).unwrap();
         if run {
-            moved.run().until(settled).await;
+            let agent = moved.run();
+            agent.until(settled).await;
+            agent.cancelled().await.unwrap();
         } else {
             moved.overlay().remove().await.unwrap();
         }
@@ -228,6 +230,7 @@ async fn nobody_moves_into_a_former_network_before_it_is_clear() {
     moved.node.kernel.obey();
     agent.until(settled).await;
     let _other = moved.claim("10.42.0.0/16").await.unwrap();
+    agent.cancelled().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
