@@ -7,7 +7,7 @@ mod lab;
 use std::sync::Arc;
 use std::time::Instant;
 
-use flannel_core::kernel::{FdbKey, Hint, Kernel, LinkId, LinkName, OverlayName, State};
+use flannel_core::kernel::{Device, FdbKey, Hint, Kernel, LinkId, LinkKind, LinkName, OverlayName, State};
 use flannel_core::net::{Family, MacAddr};
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
@@ -78,6 +78,7 @@ fn a_foreign_change_in_the_scope_makes_a_hint_whatever_its_class() {
             ("ip", "-6 neigh del fd00:0:0:2:: dev flannel-v6.1"),
             ("bridge", "fdb del 02:04:00:00:00:03 dev flannel.1 dst 172.16.0.3 self"),
             ("bridge", "fdb replace 02:04:00:00:00:03 dev flannel.1 dst 172.16.0.9 self permanent"),
+            ("bridge", "fdb replace 02:04:00:00:00:03 dev flannel.1 dst 172.16.0.3 self dynamic"),
             ("bridge", "fdb add 02:04:00:00:00:55 dev flannel.1 dst 172.16.0.9 self permanent"),
             ("ip", "addr add 10.0.0.9/32 dev flannel.1"),
             ("ip", "link set flannel.1 mtu 1300"),
@@ -106,6 +107,27 @@ fn a_foreign_change_in_the_scope_makes_a_hint_whatever_its_class() {
             lab.converge(&overlay).await;
             assert_eq!(hints_so_far(&lab, &mut hints).await, [], "healing after {damage}");
         }
+    });
+}
+
+#[test]
+fn entries_that_a_device_learns_make_no_hint_when_they_come_or_age_out() {
+    in_lab(|lab| async move {
+        let mut overlay = Overlay::vxlan(V4, 3);
+        for link in overlay.wanted.links.values_mut() {
+            if let LinkKind::Vxlan(vxlan) = &mut link.kind {
+                vxlan.learning = true;
+            }
+        }
+        overlay.scope.devices = overlay.wanted.links.values().map(Device::of).collect();
+        let mut hints = lab.kernel.hints(&overlay.scope);
+        lab.converge(&overlay).await;
+        assert_eq!(hints_so_far(&lab, &mut hints).await, []);
+        bridge("fdb add 02:04:00:00:00:66 dev flannel.1 dst 172.16.0.9 self dynamic");
+        bridge("fdb del 02:04:00:00:00:66 dev flannel.1 dst 172.16.0.9 self");
+        assert_eq!(hints_so_far(&lab, &mut hints).await, []);
+        bridge("fdb del 02:04:00:00:00:03 dev flannel.1 dst 172.16.0.3 self");
+        assert_eq!(hints_so_far(&lab, &mut hints).await, [Hint::Changed]);
     });
 }
 

@@ -20,7 +20,7 @@ use super::codec::{Batch, Message, Unreadable, address, link, messages, neighbou
 use super::observe::read_links;
 use super::pending_hints::PendingHints;
 use super::wire::{RECEIVE_BUFFER, Receive, Wire, open_socket, receive};
-use crate::kernel::{Hint, HostAddress, HostFacts, KernelError, Link, LinkId, OverlayName, Scope, SeenLink};
+use crate::kernel::{Hint, HostAddress, HostFacts, KernelError, Link, LinkId, LinkKind, OverlayName, Scope, SeenLink};
 use crate::net::{Family, MacAddr, is_automatic};
 
 /// Multicast groups: link, neigh, IPv4 and IPv6 ifaddr and route (`enum rtnetlink_groups`).
@@ -354,6 +354,11 @@ impl Monitor {
         self.place(index).ok().and_then(|place| self.links.get(place))
     }
 
+    /// Returns whether this is a VXLAN device that learns FDB entries from packets.
+    fn learns(&self, index: u32) -> bool {
+        self.link(index).is_some_and(|seen| matches!(&seen.link.kind, LinkKind::Vxlan(vxlan) if vxlan.learning))
+    }
+
     /// Returns whether the IDs of a scope depend on this link.
     fn is_concerned(&self, seen: &SeenLink) -> bool {
         self.watches.iter().any(|watch| watch.scope.concerns(seen))
@@ -482,9 +487,13 @@ impl Monitor {
     fn read_neighbour(&mut self, entry: &neighbour::Entry, message: &Message<'_>, author: Author) {
         let there = message.kind == RTM_NEWNEIGH;
         let Some(echo) = echo_of(entry, there) else { return };
-        // Neighbours that the kernel resolves itself are not permanent and have no port.
-        let weighty = entry.permanent || !there || (message.port != 0 && entry.table == Table::Neighbours);
-        if !weighty {
+        let is_by_others = match entry.table {
+            // A device that learns adds and ages out entries itself.
+            Table::Fdb => entry.permanent || !self.learns(entry.index),
+            // Neighbours that the kernel resolves itself are not permanent and have no port.
+            Table::Neighbours => entry.permanent || !there || message.port != 0,
+        };
+        if !is_by_others {
             return;
         }
         let author = match echo {
