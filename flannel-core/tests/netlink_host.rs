@@ -108,6 +108,13 @@ fn a_name_and_an_overlapping_network_are_claimed_once_until_released() {
             let KernelError::Conflict { other, hint } = &error else { panic!("{error}") };
             assert_eq!((other.as_str(), hint.is_empty()), ("flannel/10.5.0.0-16/fd00::-48", false));
         }
+        let former = async |kernel: &NetlinkKernel| {
+            kernel.claim(&name("flannel"), &dual("10.7.0.0/16", ""), Residence::Former).await.unwrap()
+        };
+        let left = [former(&lab.kernel).await, former(&other).await];
+        let third = other.claim(&name("third"), &dual("10.7.9.0/24", ""), Residence::Present).await;
+        assert!(matches!(third, Err(KernelError::Conflict { .. })));
+        drop(left);
         let second = other.claim(&name("second"), &dual("10.6.0.0/16", "fd01::/48"), Residence::Present).await.unwrap();
         drop(claim);
         // A program that another test is starting has a copy of the socket until it runs.

@@ -223,7 +223,8 @@ pub trait Kernel: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`KernelError::Conflict`] when an overlay of another name in this namespace claims an overlapping network, or
-    /// when this name already has the same claim: any present networks, or these same former ones.
+    /// when this name already claims networks as [`Residence::Present`]. Former networks may be claimed any number of
+    /// times by one name.
     async fn claim(
         &self,
         overlay: &OverlayName,

@@ -335,8 +335,8 @@ impl Kernel for FakeKernel {
         let mut inner = self.lock();
         let conflict = inner.claims.iter().find_map(|(_, name, others, theirs)| {
             if name == overlay {
-                let same = *theirs == residence && (residence == Residence::Present || others == networks);
-                return same.then(|| (name, "give this overlay another name, or stop the other one".to_owned()));
+                let is_second = *theirs == Residence::Present && residence == Residence::Present;
+                return is_second.then(|| (name, "give this overlay another name, or stop the other one".to_owned()));
             }
             let overlap = networks.iter().find(|(family, own)| others.get(*family).is_some_and(|x| x.overlaps(own)));
             overlap.map(|(_, network)| (name, format!("{network} overlaps its network: choose a disjoint one")))

@@ -279,7 +279,7 @@ fn two_overlays_with_one_name_or_overlapping_networks_conflict_until_the_first_i
         |text: &str| kernel.claim(&OverlayName::default(), &networks(text), Residence::Former).now_or_never().unwrap();
     assert!(matches!(former("10.6.0.0/16"), Err(KernelError::Conflict { .. })));
     let left = former("10.7.0.0/16").unwrap();
-    assert!(matches!(former("10.7.0.0/16"), Err(KernelError::Conflict { .. })));
+    drop(former("10.7.0.0/16").unwrap());
     assert!(matches!(claim(&OverlayName::new("third").unwrap(), "10.7.9.0/24"), Err(KernelError::Conflict { .. })));
     drop(left);
     drop(first);
