@@ -1,27 +1,31 @@
 //! How an agent ends, and what it leaves.
 
 use flannel_core::kernel::{
-    ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, Op, OverlayName, Residence, Scope, State,
+    ApplyReport, Claim, Device, Hint, HostFacts, Kernel, KernelError, MockKernel, Op, OverlayName, Residence, Scope,
+    State,
 };
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use flannel_core::backend::Backend;
-use flannel_core::lease::Record;
+use flannel_core::lease::{Json, Record};
 use flannel_core::net::{Dual, Family, Prefix};
 use flannel_core::overlay::{End, Ended, Event, HandleError, OverlayError, Phase, Teardown};
 use flannel_core::subnet::SubnetError;
+use flannel_core::testing::fake_kernel::{FakeRoute, Placement};
 use flannel_core::testing::memory_subnets::Fault;
 use flannel_core::testing::{Call, FakeKernel, MemorySubnets, StoreDouble};
+use futures_util::FutureExt;
 use futures_util::stream::BoxStream;
 use tokio::time::Instant;
 
 use crate::altered::Altered;
 use crate::env_file::env_file;
 use crate::node::{Agent, Node, eventually, pass, public, subnet};
+use crate::start::passing;
 use crate::storms::Away;
 use crate::tunnel::Tunnel;
 
@@ -169,7 +173,7 @@ async fn many_who_ask_at_once_wait_their_turn_and_are_all_answered() {
     let (_node, agent) = Node::ready_beside([1, 2]).await;
     // Polled once, before the agent is: the first have a place in its queue, the others wait for one.
     let mut asked: Vec<_> = (0..200).map(|_| Box::pin(agent.handle.plan())).collect();
-    assert!(asked.iter_mut().all(|asked| futures_util::FutureExt::now_or_never(asked).is_none()));
+    assert!(asked.iter_mut().all(|asked| asked.now_or_never().is_none()));
     let answers = futures_util::future::join_all(asked).await;
     assert!(answers.into_iter().all(|answer| answer.unwrap().plan.is_empty()));
 }
@@ -266,6 +270,58 @@ async fn cancelled_while_it_takes_its_lease_it_gives_it_back() {
         store.delay(Duration::ZERO);
         agent.ended().await.unwrap();
         assert_eq!((node.record(), node.kernel.snapshot(), file.path.exists()), (None, before, false), "{delay}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn cancelled_while_it_waits_for_its_lease_it_gives_back_that_of_the_last_run() {
+    let node = Node::alone();
+    let agent = node.run_ready().await;
+    agent.cancelled().await.unwrap();
+    // The configuration has changed since, and with it what is published.
+    let mut last = node.record().unwrap();
+    last.attrs.backend_data.v4 = Some(Json::parse("7").unwrap());
+    node.store.insert([last]);
+    let store = Away::new(&node.store);
+    store.fail_acquires(std::iter::repeat_n(Fault::Unavailable, 100));
+    let agent = removing(&node, &store);
+    pass(0.5).await;
+    agent.removed().await.unwrap();
+    assert_eq!(node.record(), None);
+}
+
+/// Another program adds a route each time the removal has deleted it.
+#[tokio::test(start_paused = true)]
+async fn a_removal_looks_once_more_after_its_last_round_and_names_what_is_left() {
+    const ROUNDS: u32 = 5;
+    for added in [ROUNDS - 1, ROUNDS] {
+        let node = Node::alone();
+        let (fake, uplink) = (node.kernel.clone(), node.kernel.link_index("eth0").unwrap());
+        let add = move |nth: u32| {
+            let route = FakeRoute::via(subnet(7), public(Family::V4, 7), uplink);
+            if nth <= added {
+                fake.add_route(FakeRoute { protocol: 205, ..route }, Placement::Exclusive).unwrap();
+            }
+        };
+        add(0);
+        let (fake, rounds) = (node.kernel.clone(), AtomicU32::new(0));
+        let mut mock = MockKernel::new();
+        mock.expect_apply().returning(move |scope: &Scope, ops| {
+            let report = fake.apply(scope, ops).now_or_never().unwrap();
+            add(rounds.fetch_add(1, Ordering::Relaxed) + 1);
+            report
+        });
+        let kernel = passing(mock, &node.kernel);
+        let overlay = node.builder().build(Arc::new(node.store.clone()), kernel).unwrap();
+        let removed = overlay.remove().await;
+        match removed {
+            Ok(removed) => assert_eq!((added, removed.objects), (ROUNDS - 1, ROUNDS as usize)),
+            Err(OverlayError::Teardown { left, first, .. }) => {
+                assert_eq!((added, left), (ROUNDS, 1));
+                assert!(first.contains("10.42.7.0/24"), "{first}");
+            }
+            Err(error) => panic!("{error:?}"),
+        }
     }
 }
 

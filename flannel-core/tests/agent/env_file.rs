@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::altered::Altered;
 use crate::log::Log;
-use crate::node::{Node, eventually, pass, subnet};
+use crate::node::{Agent, Node, eventually, pass, subnet};
 use crate::tunnel::Tunnel;
 
 pub(crate) fn env_file(dir: &tempfile::TempDir) -> SubnetEnvFile {
@@ -177,12 +177,27 @@ async fn a_device_that_could_not_be_made_anew_is_not_there() {
         },
         ..Altered::of(Tunnel)
     };
+    let is_not_there = async |agent: Agent| {
+        pass(30.0).await;
+        assert_eq!((agent.status().phase, file.path.exists()), (Phase::LeaseHeld, false));
+        assert_eq!(node.kernel.link_index("tun4.1"), None);
+        agent.killed().await;
+    };
+    // Contact is lost after the deletion, and not found again.
+    node.kernel.lose_contact_after(1);
+    let agent = node.run_as(node.builder_with(backend).subnet_env(file.clone()));
+    agent.until(|status| status.last_error.is_some()).await;
+    let lost = || KernelError::Lost { doing: "looking".to_owned(), reason: "overrun".to_owned() };
+    (0..100).for_each(|_| node.kernel.fail_next_observe(lost()));
+    is_not_there(agent).await;
+    node.kernel.obey();
+    // The device is made, and refused the next time.
+    let agent = node.run_ready().await;
+    agent.killed().await;
     node.kernel.refuse_if(|op| matches!(op, Op::CreateLink { .. }).then_some(12));
     let agent = node.run_as(node.builder_with(backend).subnet_env(file.clone()));
     agent.until(|status| status.failed_writes > 0).await;
-    pass(30.0).await;
-    assert_eq!((agent.status().phase, file.path.exists()), (Phase::LeaseHeld, false));
-    assert_eq!(node.kernel.link_index("tun4.1"), None);
+    is_not_there(agent).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -27,7 +27,7 @@ fn denied() -> KernelError {
 }
 
 /// A kernel that is `kernel` but for what the test expects of the mock before.
-fn passing(mut mock: MockKernel, kernel: &FakeKernel) -> Arc<MockKernel> {
+pub(crate) fn passing(mut mock: MockKernel, kernel: &FakeKernel) -> Arc<MockKernel> {
     let fake = kernel.clone();
     mock.expect_host_facts()
         .returning(move |reach| futures_util::FutureExt::now_or_never(fake.host_facts(reach)).unwrap());
