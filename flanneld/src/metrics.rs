@@ -152,7 +152,7 @@ fn register_store(registry: &mut Registry, observed: &Observed<'_>) {
         let help = "Unix time at which the lease expires unless it is renewed";
         gauge(registry, "lease_expiry_timestamp_seconds", help, clocks.unix(expires));
     }
-    let refused = "1 if the store answers, but does not grant or renew the lease; the status has the reason";
+    let refused = "1 if the store, when it last answered, did not grant or renew the lease; the status has the reason";
     gauge(registry, "lease_refused", refused, status.lease_refused.is_some());
     let contended = "1 if another program writes this node's lease, probably a second agent with the same identity";
     gauge(registry, "lease_contended", contended, status.contended.is_some());

@@ -18,9 +18,10 @@
 //! Leases end by the wall clock, the only one that processes and reboots share. A clock set forward ends leases early;
 //! the watch reports that, and the agents acquire again.
 //!
-//! A record that does not parse or cannot be read is reported as bad. Its contents are unknown then: unless its
-//! `Subnet` can still be read, that subnet counts as free. If the record of this node cannot be read, calls about its
-//! lease return [`SubnetError::Unavailable`].
+//! A record that does not parse or cannot be read is reported as bad. Unless the `Subnet` of one that does not parse can
+//! still be read, that subnet counts as free. While a record cannot be read, a node that needs a new subnet gets
+//! [`SubnetError::Unavailable`] or [`SubnetError::Denied`], which name the file; so do all calls about the lease of the
+//! node whose record it is.
 //!
 //! Each watch uses a thread, named `flannel-leases`, and an inotify instance, until it is dropped. A list is read by two
 //! threads, if there are two processors; the second, named `flannel-list`, ends with the list.

@@ -121,9 +121,10 @@ pub enum Wait {
         /// The last error of the kernel.
         error: Option<String>,
     },
-    /// A written `subnet.env`: without it, no pod can be attached.
+    /// `subnet.env`: a start reads it, because it names the subnet of pods on this host, and without a written one no pod
+    /// can be attached.
     SubnetEnv {
-        /// Why the last write failed.
+        /// Why it could not be read or written yet.
         error: Option<String>,
     },
 }
@@ -142,7 +143,7 @@ impl Wait {
                 "provide what the lease store reports as missing: a free subnet, or this node's registration"
             }
             Self::Device { .. } | Self::Writes { .. } => "resolve the conflicts and refusals that the status lists",
-            Self::SubnetEnv { .. } => "make its directory writable",
+            Self::SubnetEnv { .. } => "make its directory writable, and check its file system",
         }
     }
 
@@ -173,7 +174,7 @@ impl fmt::Display for Wait {
             Self::Peers { .. } => f.write_str("the lease store's first list of peers")?,
             Self::Device { .. } => f.write_str("the devices")?,
             Self::Writes { failed_writes, .. } => write!(f, "{failed_writes} writes to the kernel")?,
-            Self::SubnetEnv { .. } => f.write_str("subnet.env to be written")?,
+            Self::SubnetEnv { .. } => f.write_str("subnet.env")?,
         }
         match self.error() {
             Some(error) => write!(f, " ({})", Plain(error)),
@@ -200,6 +201,8 @@ pub struct Degraded {
     pub flapping: usize,
     /// 1 while another agent writes this node's record: [`Status::contended`].
     pub contended: usize,
+    /// 1 while the lease is held, but the store refuses to renew it: [`Status::lease_refused`].
+    pub lease_refused: usize,
     /// Writes that the kernel refused: [`Status::refused`].
     pub refused: usize,
     /// Failed writes that are not caused by a peer's record: [`Status::failed_writes`].
@@ -209,8 +212,18 @@ pub struct Degraded {
 impl Degraded {
     /// Returns the sum of all counts.
     pub fn total(&self) -> usize {
-        let Self { quarantined, dropped, skipped, conflicts, flapping, contended, refused, failed_writes } = *self;
-        quarantined + dropped + skipped + conflicts + flapping + contended + refused + failed_writes
+        let Self {
+            quarantined,
+            dropped,
+            skipped,
+            conflicts,
+            flapping,
+            contended,
+            lease_refused,
+            refused,
+            failed_writes,
+        } = *self;
+        quarantined + dropped + skipped + conflicts + flapping + contended + lease_refused + refused + failed_writes
     }
 }
 
@@ -218,6 +231,7 @@ impl fmt::Display for Degraded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = [
             (self.contended, "other agent writes this node's lease", "other agents write this node's lease"),
+            (self.lease_refused, "refused renewal of the lease", "refused renewals of the lease"),
             (self.skipped, "peer skipped", "peers skipped"),
             (self.quarantined, "invalid record", "invalid records"),
             (self.dropped, "record dropped", "records dropped"),
@@ -291,6 +305,7 @@ impl Status {
             conflicts: self.conflict_count,
             flapping: self.flapping.len(),
             contended: self.contended.is_some().into(),
+            lease_refused: (self.lease.is_some() && self.lease_refused.is_some()).into(),
             refused: self.refused.len(),
             failed_writes: self.failed_writes,
         };

@@ -14,6 +14,9 @@ use crate::overlay::host_files::Access;
 use crate::subnet_env::{Kept, SubnetEnv};
 use crate::text::chain;
 
+/// The longest interval of checks: without the file no pod can be attached.
+const LONGEST: Duration = Duration::from_secs(30);
+
 /// The result of a check of the file.
 pub(crate) type Outcome = Result<Looked, String>;
 
@@ -45,7 +48,7 @@ impl EnvKeeper {
     pub(crate) fn new(settings: &Settings, jitter: Jitter, access: Access) -> Self {
         Self {
             file: settings.subnet_env.clone(),
-            every: settings.audit_every,
+            every: settings.audit_every.min(LONGEST),
             under_way: None,
             said: None,
             due: None,

@@ -1,20 +1,22 @@
 //! Access to `subnet.env` and the record of former networks beside it.
 //!
 //! A disk may hang, and work that has begun on a thread goes on after its future was dropped. So the work on the files
-//! of an overlay is done one at a time, and work of a run or removal that has ended does not begin any more: a later one
-//! finds its files as it left them.
+//! of an [`Overlay`](crate::overlay::Overlay) is done one at a time and in order, and work of a run or removal that has
+//! ended does not begin any more: a later one finds its files as it left them.
 
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
-use crate::agent::Settings;
+use tokio::sync::Mutex;
+use tokio::task::{JoinSet, spawn_blocking};
+
+use crate::agent::{Settings, Wait};
 use crate::net::{Dual, Prefix};
 use crate::overlay::former_networks;
 use crate::overlay::removal::in_time;
 use crate::overlay::run::Seams;
-use crate::overlay::turn::lock;
 use crate::subnet_env::SubnetEnv;
 
 /// The files of an overlay, over all its runs and removals.
@@ -35,18 +37,25 @@ impl HostFiles {
 }
 
 impl Access {
-    /// Does work that may block, on a thread of its own, after all work that has begun before. If the future is dropped,
-    /// work that has begun is finished nevertheless.
+    /// Does work that may block, on a thread of its own, after all work that was given before. If the future is dropped,
+    /// work that has begun is finished nevertheless, and other work never begins.
     pub(crate) fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> impl Future<Output = io::Result<T>> + Send + 'static {
         let (HostFiles(files), ended) = (self.files.clone(), Arc::clone(&self.ended));
-        let task = tokio::task::spawn_blocking(move || {
-            let _alone = lock(&files);
-            (!ended.load(Ordering::Acquire)).then(work)
+        // A task waits for its turn, whether or not the future is polled meanwhile, and without a thread. It ends with
+        // the future.
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let alone = files.lock_owned().await;
+            let work = spawn_blocking(move || {
+                let _alone = alone;
+                (!ended.load(Ordering::Acquire)).then(work)
+            });
+            work.await?.ok_or_else(|| io::Error::other("the run has ended"))
         });
-        async move { task.await?.ok_or_else(|| io::Error::other("the run has ended")) }
+        async move { task.join_next().await.transpose()?.unwrap_or_else(|| Err(io::ErrorKind::Interrupted.into())) }
     }
 }
 
@@ -66,27 +75,37 @@ pub(crate) struct Named {
 }
 
 /// Reads the files. A file that cannot be read names nothing.
-pub(crate) async fn read(seams: &Seams, settings: &Settings) -> Named {
-    let Some(file) = &settings.subnet_env else { return Named::default() };
-    let path = file.path.clone();
+fn reading(seams: &Seams, settings: &Settings) -> impl Future<Output = Named> + use<> {
+    let path = settings.subnet_env.as_ref().map(|file| file.path.clone());
     let access = seams.files.access();
-    let read = access.run(move || {
-        let env = SubnetEnv::read(&path).ok().flatten();
-        Named { subnets: env.map(|env| env.subnets).unwrap_or_default(), networks: former_networks::known(&path) }
-    });
-    let mut read = pin!(read);
-    let named = match in_time(seams, &mut read).await {
-        Some(named) => named,
-        None => {
-            tracing::warn!(
-                target: "flannel::subnet_env",
-                path = %file.path.display(),
-                "subnet.env is not read yet; waiting: check its file system"
-            );
-            read.await
-        }
-    };
-    named.unwrap_or_default()
+    async move {
+        let Some(path) = path else { return Named::default() };
+        let read = access.run(move || {
+            let env = SubnetEnv::read(&path).ok().flatten();
+            Named { subnets: env.map(|env| env.subnets).unwrap_or_default(), networks: former_networks::known(&path) }
+        });
+        read.await.unwrap_or_default()
+    }
+}
+
+/// Reads the files for a removal; `None` if that takes too long.
+pub(crate) async fn read_in_time(seams: &Seams, settings: &Settings) -> Option<Named> {
+    in_time(seams, reading(seams, settings)).await
+}
+
+/// Reads the files for a start, for as long as it takes: they show which lease is this node's.
+pub(crate) async fn read(seams: &Seams, settings: &Settings) -> Named {
+    let mut read = pin!(reading(seams, settings));
+    if let Some(named) = in_time(seams, &mut read).await {
+        return named;
+    }
+    tracing::warn!(target: "flannel::subnet_env", "subnet.env is not read yet; waiting: check its file system");
+    let error = "it is not read yet: its file system does not answer".to_owned();
+    seams.status.send_modify(|status| status.last_error = Some(format!("subnet.env: {error}")));
+    seams.show_wait(Wait::SubnetEnv { error: Some(error) });
+    let named = read.await;
+    seams.show_wait(Wait::SubnetEnv { error: None });
+    named
 }
 
 #[cfg(test)]
@@ -94,13 +113,15 @@ mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
 
+    use tokio::sync::oneshot;
+
     use super::*;
 
     #[tokio::test]
     async fn work_that_hangs_is_waited_for_and_what_an_ended_run_queued_behind_it_never_begins() {
         let files = HostFiles::default();
         let (done, log) = mpsc::channel();
-        let (begun, has_begun) = tokio::sync::oneshot::channel();
+        let (begun, has_begun) = oneshot::channel();
         let (release, released) = mpsc::channel::<()>();
         let note = |what: &'static str| {
             let done = done.clone();
@@ -108,12 +129,13 @@ mod tests {
         };
         let (first, second) = (files.access(), files.access());
         let hang = note("hung");
-        drop(first.run(move || {
+        let hung = first.run(move || {
             begun.send(()).unwrap();
             released.recv().unwrap();
             hang();
-        }));
+        });
         has_begun.await.unwrap();
+        drop(hung);
         let queued = first.run(note("queued"));
         drop(first);
         let mut next = Box::pin(second.run(note("next")));

@@ -68,7 +68,10 @@ pub(crate) async fn remove(
     let config = patiently(seams, "removing", seams.subnets.network_config()).await;
     let configured = config.as_ref().ok().map(|config| config.networks.map(|_, network| network.prefix));
     // The network may have changed since: all networks are cleared, the present one last.
-    let named = in_time(seams, host_files::read(seams, settings)).await.unwrap_or_default();
+    let Some(named) = host_files::read_in_time(seams, settings).await else {
+        // Nothing is removed that only these files name, so nothing is forgotten either.
+        return Err(files_hang(settings));
+    };
     let mut remembered = named.networks;
     remembered.retain(|networks| Some(*networks) != configured);
     let last = configured.or_else(|| remembered.pop()).unwrap_or_default();
@@ -141,8 +144,9 @@ pub(crate) async fn undo_start(
     let extent = Extent::of(&**backend, context, want);
     let cleared = clear_marked(seams, settings, extent, context.networks(), Vec::new(), Mode::Remove).await.map(drop);
     // Networks of former runs are not cleared here.
-    let named = in_time(seams, host_files::read(seams, settings)).await.unwrap_or_default();
-    let only_here = named.networks.iter().all(|networks| *networks == context.networks());
+    let is_here = |networks: &Dual<Prefix>| *networks == context.networks();
+    let named = host_files::read_in_time(seams, settings).await;
+    let only_here = named.is_some_and(|named| named.networks.iter().all(is_here));
     let retention = if cleared.is_ok() && only_here { Retention::Delete } else { Retention::Keep };
     let env = delete_env(seams, settings, retention).await.map(drop);
     let released = release(seams, context, want, lease.map_or(LastLease::Unknown(None), LastLease::Held)).await;
@@ -179,6 +183,12 @@ impl Extent {
             Err(_) => Self { slots: backend.slots(), ..Self::default() },
         }
     }
+}
+
+/// The error of a removal that cannot read which networks it has to clear.
+fn files_hang(settings: &Settings) -> OverlayError {
+    let path = settings.subnet_env.as_ref().map(|file| file.path.clone()).unwrap_or_default();
+    OverlayError::SubnetEnv { path, source: std::io::ErrorKind::TimedOut.into() }
 }
 
 /// Returns what a start would find out about this node before it asks for a lease.

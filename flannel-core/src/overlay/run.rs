@@ -143,7 +143,8 @@ pub enum OverlayError {
         #[source]
         source: Option<KernelError>,
     },
-    /// A removal could not delete `subnet.env`. Delete it, or fix the cause and run the removal again.
+    /// A removal could not read or delete `subnet.env`. Fix the cause and run the removal again. With
+    /// [`TimedOut`](std::io::ErrorKind::TimedOut) its file system does not answer.
     #[error("removing {}", Plain(path.display()))]
     SubnetEnv {
         /// The file.

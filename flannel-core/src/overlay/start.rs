@@ -53,7 +53,7 @@ impl Progress {
         self.claimed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns whether a request for a lease is under way, which may give a lease that this process has not seen yet.
+    /// Returns whether a request for a lease is under way, which may give a lease that is not returned yet.
     pub(crate) fn is_asking(&self) -> bool {
         self.asking.load(Ordering::Relaxed)
     }
@@ -126,12 +126,14 @@ pub(crate) async fn start(
         progress.asking.store(true, Ordering::Relaxed);
         seams.show_step(Wait::Lease { error: None });
         let answer = acquire(&*seams.subnets, &context.node, &context.config, surveyed.want.clone()).await;
+        if answer.is_ok() {
+            // Before the first route, and only once there may be one.
+            remember(seams, &settings, &surveyed, &claims).await;
+        }
         progress.asking.store(false, Ordering::Relaxed);
         match answer {
             Ok(lease) => {
                 store_answers(seams);
-                // Before the first route, and only once there may be one.
-                remember(seams, &settings, &surveyed, &claims).await;
                 return Ok(Started { surveyed, claims, lease });
             }
             Err(error) => {

@@ -305,6 +305,7 @@ where
             Ok(value) => {
                 if !backoff.is_fresh() {
                     seams.show_wait(Wait::Store { error: None });
+                    seams.status.send_if(|status| status.lease_refused.is_some(), |status| status.lease_refused = None);
                 }
                 return Ok(value);
             }
@@ -344,11 +345,15 @@ pub(crate) fn store_fails(seams: &Seams, error: SubnetError) -> Result<(), Overl
 fn refuse_lease(seams: &Seams, text: String) {
     store_answers(seams);
     seams.show_wait(Wait::Lease { error: Some(text.clone()) });
-    let is_new = |status: &Status| status.lease_refused.as_ref() != Some(&text);
-    let change = |status: &mut Status| {
-        (status.lease_refused, status.last_error) = (Some(text.clone()), Some(text.clone()));
-    };
-    if seams.status.send_if(is_new, change) {
+    let mut fresh = false;
+    seams.status.send_if(
+        |status| status.lease_refused.as_ref() != Some(&text) || status.last_error.as_ref() != Some(&text),
+        |status| {
+            fresh = status.lease_refused.as_ref() != Some(&text);
+            (status.lease_refused, status.last_error) = (Some(text.clone()), Some(text.clone()));
+        },
+    );
+    if fresh {
         seams.tell(Event::LeaseRefused(text));
     }
 }

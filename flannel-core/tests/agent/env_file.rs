@@ -1,17 +1,19 @@
 //! `subnet.env`: when it is written, and what becomes of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use flannel_core::backend::Backend;
 use flannel_core::kernel::{Device, KernelError, LinkKind, Op};
 use flannel_core::net::{Prefix, Vni};
 use flannel_core::overlay::{EnvFile, Event, Masquerade, OverlayError, Phase, Status, SubnetEnvFile, Teardown};
+use flannel_core::subnet::SubnetError;
+use flannel_core::testing::{Call, MemorySubnets, StoreDouble};
 use tokio::time::Instant;
 
 use crate::altered::Altered;
 use crate::log::Log;
-use crate::node::{Agent, Node, eventually, pass, subnet};
+use crate::node::{Agent, Node, eventually, parse, pass, subnet};
 use crate::tunnel::Tunnel;
 
 pub(crate) fn env_file(dir: &tempfile::TempDir) -> SubnetEnvFile {
@@ -19,12 +21,19 @@ pub(crate) fn env_file(dir: &tempfile::TempDir) -> SubnetEnvFile {
 }
 
 /// Runs a test as on a host whose disk hangs: the only thread for blocking work is busy until the sender is dropped.
-fn on_a_hung_disk(test: impl AsyncFnOnce(std::sync::mpsc::Sender<()>)) {
+fn on_a_hung_disk(test: impl AsyncFnOnce(mpsc::Sender<()>)) {
+    let (disk, hangs) = mpsc::channel();
+    on_one_thread(async {
+        tokio::task::spawn_blocking(move || hangs.recv());
+        test(disk).await;
+    });
+}
+
+/// Runs a test with one thread for blocking work.
+fn on_one_thread(test: impl Future<Output = ()>) {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().start_paused(true).max_blocking_threads(1).build().unwrap();
-    let (disk, hangs) = std::sync::mpsc::channel();
-    runtime.spawn_blocking(move || hangs.recv());
-    runtime.block_on(test(disk));
+    runtime.block_on(test);
 }
 
 /// Returns the output of `work`. Time passes although a thread is busy.
@@ -52,6 +61,54 @@ fn a_start_is_stopped_while_the_disk_hangs() {
         };
         while_time_passes(overlay.run(stop)).await.unwrap();
         assert_eq!(node.kernel.writes(), 0);
+        drop(disk);
+    });
+}
+
+/// A store after whose first lease the disk hangs, and another network is configured.
+struct ThenAllChanges {
+    store: MemorySubnets,
+    hangs: Mutex<Option<mpsc::Receiver<()>>>,
+}
+
+impl StoreDouble for ThenAllChanges {
+    type Store = MemorySubnets;
+
+    fn store(&self) -> &MemorySubnets {
+        &self.store
+    }
+
+    async fn call<A: Send>(
+        &self,
+        call: Call<'_>,
+        answer: impl Future<Output = Result<A, SubnetError>> + Send,
+    ) -> Result<A, SubnetError> {
+        let answer = answer.await;
+        if matches!(call, Call::Acquire(_))
+            && let Some(hangs) = self.hangs.lock().unwrap().take()
+        {
+            tokio::task::spawn_blocking(move || hangs.recv());
+            self.store.set_config(parse(r#"{"Network":"10.43.0.0/16","Backend":{"Type":"tunnel"}}"#));
+        }
+        answer
+    }
+}
+
+#[test]
+fn a_start_that_is_stopped_while_the_disk_hangs_after_its_lease_gives_the_lease_back() {
+    let (disk, hangs) = mpsc::channel();
+    on_one_thread(async {
+        let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
+        let store = ThenAllChanges { store: node.store.clone(), hangs: Mutex::new(Some(hangs)) };
+        let builder = node.builder().subnet_env(env_file(&dir));
+        let overlay = builder.build(Arc::new(store), Arc::new(node.kernel.clone())).unwrap();
+        let stop = async {
+            eventually("there is a lease", || node.record().is_some()).await;
+            Teardown::Remove
+        };
+        let ended = while_time_passes(overlay.run(stop)).await;
+        assert!(matches!(ended, Err(OverlayError::SubnetEnv { .. })), "{ended:?}");
+        assert_eq!(node.record(), None);
         drop(disk);
     });
 }

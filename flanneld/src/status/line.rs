@@ -12,6 +12,10 @@ pub(crate) fn summary(status: &Status, rules: &RulesState) -> String {
         Contact::Lost { .. } => "; the lease store is unavailable",
         _ => "",
     };
+    let refused = match (&status.lease, &status.lease_refused) {
+        (Some(_), Some(reason)) => format!("; the lease store does not renew the lease: {reason}"),
+        _ => String::new(),
+    };
     let bad = if peers.quarantined > 0 { format!(", quarantined={}", peers.quarantined) } else { String::new() };
     let own = match &status.own_trouble {
         Some(reason) => format!("; other nodes do not accept this node's record: {reason}"),
@@ -21,7 +25,7 @@ pub(crate) fn summary(status: &Status, rules: &RulesState) -> String {
         return format!("stopped: {end}");
     }
     match waits_for(status, rules, Wait::to_string).first() {
-        None => format!("ready (peers={}{bad}){own}{store}", peers.accepted),
-        Some(reason) => format!("not ready: waiting for {reason}{own}{store}"),
+        None => format!("ready (peers={}{bad}){own}{refused}{store}", peers.accepted),
+        Some(reason) => format!("not ready: waiting for {reason}{own}{refused}{store}"),
     }
 }

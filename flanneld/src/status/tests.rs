@@ -104,7 +104,7 @@ fn readiness_needs_phase_lease_and_file() {
     lacks(|status| status.phase = Phase::LeaseHeld);
     assert_eq!(lacks(|status| status.lease = None), ["a lease"]);
     let pending = |status: &mut Status| status.subnet_env = EnvFile::Pending { error: Some("disk full".to_owned()) };
-    assert_eq!(lacks(pending), ["subnet.env to be written (disk full)"]);
+    assert_eq!(lacks(pending), ["subnet.env (disk full)"]);
     let mut status = ready();
     pending(&mut status);
     status.lease = None;

@@ -213,7 +213,7 @@ impl Renewal {
                 self.unacknowledged = true;
                 self.not_before = now.after(self.backoff.wait());
                 self.due = self.allowed(self.not_before);
-                (Outcome::Same, Some(error))
+                (Outcome::Same, Some(error).filter(|_| self.due.is_some()))
             }
         }
     }
