@@ -2,7 +2,8 @@
 
 use std::fmt::{self, Write as _};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use axum::Router;
@@ -14,6 +15,9 @@ use axum::routing::get;
 use flannel_core::backoff::Backoff;
 use flannel_core::clock::{Clock, SystemClock};
 use flannel_core::overlay::{Explanation, Handle};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrIn6, bind, setsockopt, socket, sockopt,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -99,10 +103,27 @@ impl ServeAddress {
     }
 }
 
+/// Listens on an address. The unspecified IPv4 address means all addresses of both families, as in Go: kubelet's probes
+/// of a node with IPv6 alone come by IPv6.
 fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind(addr)?;
+    let both = (addr.ip() == Ipv4Addr::UNSPECIFIED).then(|| listen_on_both(addr.port()));
+    let listener = match both {
+        Some(Ok(listener)) => listener,
+        Some(Err(error)) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
+        // Without IPv6.
+        Some(Err(_)) | None => TcpListener::bind(addr)?,
+    };
     listener.set_nonblocking(true)?;
     Ok(listener)
+}
+
+fn listen_on_both(port: u16) -> io::Result<TcpListener> {
+    let socket = socket(AddressFamily::Inet6, SockType::Stream, SockFlag::SOCK_CLOEXEC, SockProtocol::Tcp)?;
+    setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    bind(socket.as_raw_fd(), &SockaddrIn6::from(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0)))?;
+    nix::sys::socket::listen(&socket, Backlog::MAXCONN)?;
+    Ok(socket.into())
 }
 
 /// The sources of the pages.
@@ -296,6 +317,15 @@ mod tests {
             loop {
                 writeln!(f, "route add 10.5.1.0/24")?;
             }
+        }
+    }
+
+    #[test]
+    fn the_unspecified_address_is_that_of_both_families() {
+        let listener = listen(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for addr in [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))] {
+            std::net::TcpStream::connect(addr).unwrap_or_else(|error| panic!("{addr}: {error}"));
         }
     }
 
