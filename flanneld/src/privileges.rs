@@ -2,6 +2,7 @@
 //! so this has to run before any thread is started.
 
 use std::env;
+use std::path::Path;
 
 use caps::{CapSet, Capability, CapsHashSet};
 
@@ -45,11 +46,29 @@ pub(crate) fn reduce() -> Result<(), PrivilegeError> {
     nix::sys::prctl::set_no_new_privs().map_err(PrivilegeError::NoNewPrivs)
 }
 
-/// Returns CAP_NET_ADMIN, and CAP_NET_RAW if `iptables` is the legacy variant, which uses a raw socket.
+/// Returns CAP_NET_ADMIN, and CAP_NET_RAW unless `iptables` is the nf_tables variant: the legacy one uses a raw socket.
+/// Before 1.8 there was no other, and a wrapper may choose either.
 fn needed() -> CapsHashSet {
     let path = env::var_os("PATH").unwrap_or_default();
     let iptables = env::split_paths(&path).find_map(|dir| dir.join("iptables").canonicalize().ok());
-    let legacy = iptables.is_some_and(|program| program.to_string_lossy().contains("legacy"));
-    let raw = legacy.then_some(Capability::CAP_NET_RAW);
+    let raw = iptables.is_some_and(|program| may_be_legacy(&program)).then_some(Capability::CAP_NET_RAW);
     [Capability::CAP_NET_ADMIN].into_iter().chain(raw).collect()
+}
+
+/// Whether a program may be the legacy variant. The other is `xtables-nft-multi`.
+fn may_be_legacy(program: &Path) -> bool {
+    !program.file_name().is_some_and(|name| name.to_string_lossy().contains("nft"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn iptables_keeps_its_raw_socket_unless_it_is_known_to_need_none() {
+        let raw =
+            ["/usr/sbin/xtables-legacy-multi", "/sbin/xtables-multi", "/usr/sbin/iptables-wrapper", "/nft/iptables"];
+        assert!(raw.iter().all(|program| may_be_legacy(Path::new(program))));
+        assert!(!may_be_legacy(Path::new("/usr/sbin/xtables-nft-multi")));
+    }
 }
