@@ -108,6 +108,7 @@ pub(crate) async fn examine(options: &Options, warnings: &[String]) -> Report {
     findings.extend([finding, privilege()]);
     findings.extend(running::others(options, running.as_ref()));
     findings.extend(running.as_ref().map(running::identity));
+    let agents = running::agents(options, running.as_ref());
     let (store, found) = store::examine(options).await;
     findings.extend(found);
     findings.extend(kubernetes::ask(&options.store).await);
@@ -149,6 +150,7 @@ pub(crate) async fn examine(options: &Options, warnings: &[String]) -> Report {
         facts: &facts,
         uplink: choice.as_ref().map(|choice| &choice.uplink),
         env: env.as_ref(),
+        agents,
     };
     if in_force.is_none() {
         findings.extend(host.change());

@@ -14,22 +14,27 @@ use crate::{chain, directories, stores};
 
 /// Checks the directories of all files.
 pub(super) fn directories(options: &Options) -> Vec<Finding> {
-    let state = options.state_file.as_ref().map(|file| ("state-file", directories::of(&file.path)));
-    let files = [("subnet-file", directories::of(&options.subnet_file))].into_iter().chain(state);
-    let all = files.chain(options.cni.directories());
-    all.map(|(flag, dir)| match directories::check(flag, dir) {
-        Ok(()) if !dir.exists() => Finding::ok("directory", format!("{} will be created", dir.display())),
-        Ok(()) => writable(flag, dir, options.capabilities),
-        Err(error) => Finding::alone("directory", Severity::Error, chain(&error)),
+    // A start reports errors of the default state file, and goes on.
+    let severity = |file: &StateFile| if file.asked_for { Severity::Error } else { Severity::Warning };
+    let state = options.state_file.as_ref();
+    let state = state.map(|file| ("state-file", directories::of(&file.path), severity(file)));
+    let needed = |(flag, dir)| (flag, dir, Severity::Error);
+    let files = [("subnet-file", directories::of(&options.subnet_file))].into_iter().chain(options.cni.directories());
+    let all = files.map(needed).chain(state);
+    all.map(|(flag, dir, severity)| match directories::check(flag, dir) {
+        Ok(()) => writable(flag, dir, severity, options.capabilities),
+        Err(error) => Finding::alone("directory", severity, chain(&error)),
     })
     .collect()
 }
 
-/// Checks that the agent, started by this user, can write into a directory.
-pub(super) fn writable(flag: &'static str, dir: &Path, capabilities: Capabilities) -> Finding {
-    let shown = dir.display();
-    let error = match may_write(dir, capabilities) {
-        Ok(()) => return Finding::ok("directory", format!("{shown} is writable")),
+/// Checks that the agent, started by this user, can write into a directory, or create it if it does not exist.
+pub(super) fn writable(flag: &'static str, dir: &Path, severity: Severity, capabilities: Capabilities) -> Finding {
+    let found = dir.ancestors().find(|dir| dir.exists()).unwrap_or(dir);
+    let shown = found.display();
+    let error = match may_write(found, capabilities) {
+        Ok(()) if found == dir => return Finding::ok("directory", format!("{shown} is writable")),
+        Ok(()) => return Finding::ok("directory", format!("{} will be created", dir.display())),
         Err(error) => error,
     };
     let user = geteuid();
@@ -38,7 +43,7 @@ pub(super) fn writable(flag: &'static str, dir: &Path, capabilities: Capabilitie
         io::ErrorKind::ReadOnlyFilesystem => format!("mount its file system for writing, or choose another -{flag}"),
         _ => format!("run doctor as the agent's user, or: chown {user} {shown}"),
     };
-    Finding::new("directory", Severity::Error, found, fix)
+    Finding::new("directory", severity, found, fix)
 }
 
 fn may_write(dir: &Path, capabilities: Capabilities) -> io::Result<()> {

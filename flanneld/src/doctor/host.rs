@@ -24,6 +24,17 @@ pub(super) struct Host<'a> {
     pub(super) facts: &'a HostFacts,
     pub(super) uplink: Option<&'a Uplink>,
     pub(super) env: Option<&'a SubnetEnv>,
+    pub(super) agents: Agents,
+}
+
+/// Which agents of this overlay run here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Agents {
+    None,
+    /// One that answers.
+    Ours,
+    /// Another, such as a Go flannel before an upgrade: what it uses becomes free when it is stopped.
+    Another,
 }
 
 impl Host<'_> {
@@ -132,6 +143,11 @@ impl Host<'_> {
         ))
     }
 
+    /// The severity of what keeps an agent from starting, unless it goes away with another agent.
+    fn in_the_way(&self) -> Severity {
+        if self.agents == Agents::Another { Severity::Warning } else { Severity::Error }
+    }
+
     fn mtu(&self) -> Finding {
         let Some(uplink) = self.uplink else { return Finding::ok("mtu", "not checked: there is no uplink") };
         let v6 = self.families().contains(&Family::V6);
@@ -154,12 +170,12 @@ impl Host<'_> {
         }
         match self.env.and_then(|env| env.mtu) {
             Some(written) if written.0 > most => {
-                let fix = "restart the agent, then the pods, which keep the MTU that they were created with";
+                let fix = "(re)start the agent, then the pods, which keep the MTU that they were created with";
                 let found = format!(
                     "subnet.env gives pods MTU {written}, and {} has room for {most}: large packets are lost",
                     uplink.name
                 );
-                Finding::new("mtu", Severity::Error, found, fix)
+                Finding::new("mtu", self.in_the_way(), found, fix)
             }
             _ => Finding::ok("mtu", format!("{} has MTU {}, pods get at most {most}", uplink.name, uplink.mtu)),
         }
@@ -257,27 +273,22 @@ impl Host<'_> {
         let device = match foreign {
             Some(link) => Finding::new(
                 "udp",
-                Severity::Error,
+                self.in_the_way(),
                 format!("{} belongs to another program, so this overlay cannot create its device", link.name),
                 format!(
-                    "stop that program, for example a Go flannel, or delete the device: ip link delete {}",
+                    "stop that program (a Go flannel's device goes away with it), or delete the device: ip link delete {}",
                     link.name
                 ),
             ),
             None => Finding::ok("udp", format!("no other program has the device {}", udp.device())),
         };
-        // A running agent uses the port itself.
-        let runs = self
-            .facts
-            .links
-            .values()
-            .any(|link| link.name == *udp.device() && self.overlay.owns(link.group, link.alias.as_deref()));
-        let Some(uplink) = self.uplink.filter(|_| !runs) else { return vec![driver, device] };
+        // A running agent uses the port itself. Its device alone does not show that it runs: the device outlives it.
+        let Some(uplink) = self.uplink.filter(|_| self.agents != Agents::Ours) else { return vec![driver, device] };
         let port = match source.sockets(uplink.addrs.map(|_, addr| SocketAddr::new(*addr, udp.config().port))) {
             Ok(()) => Finding::ok("port", format!("UDP port {} is free", udp.config().port)),
             Err(error) => {
                 let fix = format!("stop the program that uses it: ss -ulpn sport = :{}", udp.config().port);
-                Finding::new("port", Severity::Error, error, fix)
+                Finding::new("port", self.in_the_way(), error, fix)
             }
         };
         vec![driver, device, port]
@@ -399,11 +410,17 @@ mod tests {
 
     use super::*;
 
-    #[derive(Default)]
     struct Said {
         sysctls: BTreeMap<&'static str, &'static str>,
         programs: &'static [&'static str],
         wall_clock: u64,
+        agents: Agents,
+    }
+
+    impl Default for Said {
+        fn default() -> Self {
+            Self { sysctls: BTreeMap::new(), programs: &[], wall_clock: 0, agents: Agents::None }
+        }
     }
 
     impl Source for Said {
@@ -450,9 +467,8 @@ mod tests {
         env.mtu = Some(Mtu(written));
         let uplink = Uplink::new(2, LinkName::new("eth0").unwrap(), Mtu(uplink_mtu), Dual::default());
         let overlay = OverlayName::default();
-        let host =
-            Host { overlay: &overlay, config: Some(&config), facts: &facts, uplink: Some(&uplink), env: Some(&env) };
-        host.judge(said)
+        let (config, uplink, env) = (Some(&config), Some(&uplink), Some(&env));
+        Host { overlay: &overlay, config, facts: &facts, uplink, env, agents: said.agents }.judge(said)
     }
 
     fn of<'a>(findings: &'a [Finding], check: &str) -> &'a Finding {
@@ -465,6 +481,7 @@ mod tests {
             sysctls: BTreeMap::from([("net/ipv4/ip_forward", "1"), ("net/bridge/bridge-nf-call-iptables", "1")]),
             programs: &["chronyd"],
             wall_clock: LONG_AGO + 1,
+            ..Said::default()
         };
         let findings = findings(Vec::new(), 1500, 1450, &said);
         let noted: Vec<_> = findings.iter().filter(|finding| finding.severity != Severity::Ok).collect();
@@ -486,11 +503,27 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_away_with_another_flannel_keeps_nobody_from_an_upgrade() {
+        let tun = LinkKind::Tun(flannel_core::kernel::Tun::new(false));
+        let device = || -> HostLink { Link::new(LinkName::new("flannel0").unwrap(), tun.clone(), 1472).into() };
+        let judged = |agents, check| {
+            let said = Said { agents, ..Said::default() };
+            let findings = findings_of("udp", vec![device()], 1500, 1473, &said);
+            findings.iter().find(|finding| finding.check == check).map(|finding| finding.severity)
+        };
+        for check in ["udp", "port", "mtu"] {
+            assert_eq!(judged(Agents::None, check), Some(Severity::Error), "{check}");
+            assert_eq!(judged(Agents::Another, check), Some(Severity::Warning), "{check}");
+        }
+        assert_eq!(judged(Agents::Ours, "port"), None, "it uses the port itself");
+    }
+
+    #[test]
     fn what_is_wrong_is_found_with_its_fix() {
         let said = Said {
             sysctls: BTreeMap::from([("net/ipv4/ip_forward", "0"), ("net/ipv4/conf/eth0/rp_filter", "1")]),
             programs: &["NetworkManager", "systemd-network"],
-            wall_clock: 0,
+            ..Said::default()
         };
         let foreign =
             vec![link("vx7", 1, 8472), link("other", 7, 8472), link("flannel.1", 1, 8472), link("x", 9, 4789)];
@@ -527,7 +560,7 @@ mod tests {
             env.mtu = Some(Mtu(1450));
             let overlay = OverlayName::default();
             let (config, uplink, env) = (Some(&config), Some(&uplink), Some(&env));
-            let host = Host { overlay: &overlay, config, facts: &facts, uplink, env };
+            let host = Host { overlay: &overlay, config, facts: &facts, uplink, env, agents: Agents::None };
             host.judge(&Said::default()).into_iter().chain(host.change()).collect::<Vec<_>>()
         };
         for (network, severity, part) in [

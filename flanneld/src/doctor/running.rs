@@ -3,6 +3,7 @@
 use flannel_core::config::{Allocation, NetworkConfig};
 use serde_json::Value;
 
+use super::host::Agents;
 use super::{Finding, Severity};
 use crate::client::{self, ClientError};
 use crate::options::Options;
@@ -70,6 +71,16 @@ pub(super) fn identity(running: &Running) -> Finding {
                  the two is lost";
     let fix = "find the host that was copied or has the same -public-ip or -node-name, and stop its agent";
     Finding::new("identity", Severity::Error, found, fix)
+}
+
+/// Returns which agents of the overlay run in this network namespace.
+pub(super) fn agents(options: &Options, running: Option<&Running>) -> Agents {
+    let is_of_overlay = |agent: &processes::Agent| agent.overlay == options.overlay.as_str();
+    match running {
+        Some(_) => Agents::Ours,
+        None if processes::agents().iter().any(is_of_overlay) => Agents::Another,
+        None => Agents::None,
+    }
 }
 
 /// Looks for other agents that manage the same overlay in this network namespace.
