@@ -189,6 +189,7 @@ impl Options {
         let store = StoreOptions::read(values, public, variable, hostname)?;
         Ok(Self {
             state_file: state_file(values, &store.location, &overlay),
+            subnet_file: subnet_file(values, &overlay)?,
             overlay,
             uplink: match uplink(values)? {
                 Some(uplink) => uplink,
@@ -198,7 +199,6 @@ impl Options {
             },
             store,
             public,
-            subnet_file: path(values, "subnet-file")?,
             on_loss: on_loss(values)?,
             audit_every: Duration::from_secs(values.number("audit-interval", 1, 600)?.into()),
             firewall: FirewallOptions::read(values)?,
@@ -321,16 +321,21 @@ fn etcd(values: &Values) -> Result<flannel_subnet_etcd::Config, UsageError> {
 }
 
 /// Returns the interface selection in Go flannel's order: each -iface, each -iface-regex, -iface-can-reach; the first
-/// match wins. `None` if no such flag is given.
+/// match wins. `None` if no such flag is given. An empty -iface or -iface-regex is the interface of the default route.
 fn uplink(values: &Values) -> Result<Option<Select>, UsageError> {
     let mut choices = Vec::new();
     for text in values.texts("iface") {
         choices.push(match text.parse() {
+            _ if text.is_empty() => Select::DefaultRoute,
             Ok(addr) => Select::Ip(addr),
             Err(_) => Select::Name(LinkName::new(text).map_err(|error| UsageError::value("iface", text, error))?),
         });
     }
     for text in values.texts("iface-regex") {
+        if text.is_empty() {
+            choices.push(Select::DefaultRoute);
+            continue;
+        }
         let pattern = Pattern::new(text).map_err(|error| UsageError::value("iface-regex", text, error))?;
         choices.push(Select::Regex(pattern));
     }
@@ -385,6 +390,14 @@ fn health(values: &Values) -> Result<Option<SocketAddr>, UsageError> {
 fn path(values: &Values, name: &'static str) -> Result<PathBuf, UsageError> {
     let text = values.text(name);
     if text.is_empty() { Err(UsageError::value(name, text, "give a path")) } else { Ok(text.into()) }
+}
+
+/// An overlay of another name has a file of its own by default: two agents would overwrite each other's.
+fn subnet_file(values: &Values, overlay: &OverlayName) -> Result<PathBuf, UsageError> {
+    let file = path(values, "subnet-file")?;
+    let is_first = *overlay == OverlayName::default();
+    let own = || file.with_file_name(format!("{overlay}.env"));
+    Ok(if is_first || values.is_given("subnet-file") { file } else { own() })
 }
 
 /// Returns `None` for the embedded store: a directory is always available.
@@ -454,6 +467,9 @@ mod tests {
         assert_eq!(select(""), Select::DefaultRoute);
         assert_eq!(select("-public-ip 192.0.2.1"), Select::Ip("192.0.2.1".parse().unwrap()));
         assert_eq!(select("-iface eth1"), Select::Name(LinkName::new("eth1").unwrap()));
+        for empty in ["-iface=", "-iface-regex=", "-public-ip 192.0.2.1 -iface="] {
+            assert_eq!(select(empty), Select::DefaultRoute, "{empty}");
+        }
         let list = select("-iface-can-reach 10.0.0.1 -iface-regex ^10 -iface eth0 -iface 192.0.2.1");
         let Select::FirstOf(choices) = list else { panic!("{list}") };
         let texts: Vec<_> = choices.iter().map(ToString::to_string).collect();
@@ -472,6 +488,10 @@ mod tests {
     fn the_defaults_are_flannels_but_for_the_loopback() {
         let options = read("").unwrap();
         assert_eq!(options.subnet_file, PathBuf::from("/run/flannel/subnet.env"));
+        let file = |args| read(args).unwrap().subnet_file;
+        assert_eq!(file("-overlay-name blue"), PathBuf::from("/run/flannel/blue.env"));
+        let given = "/run/flannel/subnet.env";
+        assert_eq!(file(&format!("-overlay-name blue -subnet-file {given}")), PathBuf::from(given));
         assert!(options.healthz.is_none() && options.firewall.masquerade.is_none());
         assert_eq!(options.firewall.forward, Forward::Accept);
         let StoreLocation::Etcd(etcd) = &options.store.location else { panic!("{:?}", options.store) };
