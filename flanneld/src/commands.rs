@@ -177,8 +177,11 @@ fn address(options: &Options) -> Result<SocketAddr, CommandError> {
 }
 
 fn block_on<T, E: Into<CommandError>>(work: impl Future<Output = Result<T, E>>) -> Result<T, CommandError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(CommandError::Runtime)?.block_on(work).map_err(Into::into)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CommandError::Runtime)?;
+    let outcome = runtime.block_on(work);
+    // A disk that hangs must not delay the end.
+    runtime.shutdown_background();
+    outcome.map_err(Into::into)
 }
 
 /// Prints a table.
