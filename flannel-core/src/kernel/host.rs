@@ -80,7 +80,8 @@ pub struct HostAddress {
     pub permanent: bool,
     /// A privacy address (`IFA_F_TEMPORARY`).
     pub temporary: bool,
-    /// Not to be used for new connections (`IFA_F_DEPRECATED`).
+    /// Not to be used for new connections, or at all because another host has it (`IFA_F_DEPRECATED`,
+    /// `IFA_F_DADFAILED`).
     pub deprecated: bool,
 }
 

@@ -51,6 +51,7 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
 const IFA_F_TEMPORARY: u32 = 0x01;
+const IFA_F_DADFAILED: u32 = 0x08;
 const IFA_F_DEPRECATED: u32 = 0x20;
 const IFA_F_PERMANENT: u32 = 0x80;
 const BODY_LEN: usize = 8;
@@ -86,7 +87,7 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Option<HostAddress>, Unreadable> 
         permanent: flags & IFA_F_PERMANENT != 0,
         // In IPv4 the same bit means "secondary".
         temporary: family == Family::V6 && flags & IFA_F_TEMPORARY != 0,
-        deprecated: flags & IFA_F_DEPRECATED != 0,
+        deprecated: flags & (IFA_F_DEPRECATED | IFA_F_DADFAILED) != 0,
     }))
 }
 
@@ -94,7 +95,26 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Option<HostAddress>, Unreadable> 
 mod tests {
     use super::*;
     use crate::netlink::codec::messages;
+    use netlink_packet_route::address::AddressFlags;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_address_that_another_host_has_is_not_to_be_used() {
+        let is_unusable = |flags: u32| {
+            let mut message = AddressMessage::default();
+            message.header.family = AddressFamily::Inet6;
+            message.header.prefix_len = 64;
+            let addr = "2001:db8::1".parse().unwrap();
+            message.attributes = vec![AddressAttribute::Address(addr), AddressAttribute::Flags(AddressFlags::from_bits_retain(flags))];
+            let mut batch = Batch::default();
+            batch.push(RTM_NEWADDR, 0, &message);
+            let message = messages(batch.bytes()).next().unwrap().unwrap();
+            decode(message.payload).unwrap().unwrap().deprecated
+        };
+        assert!(!is_unusable(IFA_F_PERMANENT));
+        assert!(is_unusable(IFA_F_PERMANENT | IFA_F_DEPRECATED));
+        assert!(is_unusable(IFA_F_PERMANENT | IFA_F_DADFAILED));
+    }
 
     proptest! {
         #[test]
