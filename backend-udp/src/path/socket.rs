@@ -123,16 +123,13 @@ impl Socket {
         };
         buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, buffers.receive);
         buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, buffers.send);
-        if offloads.has(Offload::UdpGro)
-            && let Err(errno) = set(libc::SOL_UDP, libc::UDP_GRO, 1)
-        {
-            offloads.degrade(Offload::UdpGro, errno);
-        }
+        set_offloads(fd.as_fd(), offloads);
         bind(fd.as_raw_fd(), &SockaddrStorage::from(local)).map_err(failed)?;
         Ok(Self { fd, local, is_lost: AtomicBool::new(false) })
     }
 
-    /// Returns the number of datagrams dropped because the receive buffer was full.
+    /// Returns the number of messages that the kernel dropped instead of receiving them, as in
+    /// [`Counters::overflowed`](super::Counters::overflowed).
     pub(crate) fn overflowed(&self) -> u64 {
         // Kernels before 4.12 do not report it.
         sys::overflowed(self.fd.as_fd()).map_or(0, u64::from)
@@ -157,5 +154,49 @@ impl Socket {
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// Sets the socket's offloads, and degrades those that the kernel lacks.
+fn set_offloads(socket: BorrowedFd<'_>, offloads: &Offloads) {
+    // Each message says its segment size, and zero is that of the others. The option is set to learn whether the kernel
+    // knows it: kernels before 4.18 ignore what a message says, and would send a run as one datagram.
+    let options = [(Offload::UdpSegment, libc::UDP_SEGMENT, 0), (Offload::UdpGro, libc::UDP_GRO, 1)];
+    for (what, name, value) in options {
+        if offloads.has(what)
+            && let Err(errno) = sys::set_option(socket, libc::SOL_UDP, name, value)
+        {
+            offloads.degrade(what, errno);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use nix::sys::socket::{getsockopt, sockopt};
+    use testkit::Namespace;
+
+    use super::*;
+
+    #[test]
+    fn an_offload_that_the_kernel_does_not_know_is_not_used() {
+        // It refuses the options of UDP, as the sockets of an old kernel do.
+        let old = UnixDatagram::unbound().unwrap();
+        let offloads = Offloads::default();
+        set_offloads(old.as_fd(), &offloads);
+        let missing: Vec<_> = offloads.list().iter().map(|degraded| degraded.what).collect();
+        assert_eq!(missing, [Offload::UdpSegment, Offload::UdpGro]);
+        assert!(!offloads.has_udp_segment());
+    }
+
+    #[test]
+    fn a_bound_socket_has_all_offloads_and_cuts_only_messages_that_say_so() {
+        let ns = Namespace::new("offloads").unwrap();
+        let (local, offloads) = (SocketAddr::from(([127, 0, 0, 1], 8285)), Offloads::default());
+        let socket = ns.run(|| Socket::bind(local, Buffers::default(), &offloads).unwrap()).unwrap();
+        assert!(offloads.list().is_empty() && offloads.has_udp_segment());
+        assert_eq!(getsockopt(&socket, sockopt::UdpGsoSegment), Ok(0));
     }
 }
