@@ -33,6 +33,10 @@ fn nobody_but_a_known_peer_with_its_own_addresses_is_let_in() {
         second.ns.add_address(LINK, underlay_address(number, Family::V4), 24).unwrap();
         second.ns.add_address(LINK, underlay_address(number, Family::V6), 64).unwrap();
     }
+    // A peer's own address is not behind the device.
+    for device in ["all", "default"] {
+        node.ns.set_sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0").unwrap();
+    }
     let path = node.start_on(Shape::PLAIN, &second, || Tun::open(TUN, OpenMode::Create, 1).unwrap());
     let local = |family| Some(node.endpoint(family));
     path.set_sockets(Dual { v4: local(Family::V4), v6: local(Family::V6) }).unwrap();
@@ -109,6 +113,8 @@ struct Side {
     peer: u8,
     /// The number of another peer, whose endpoint has the other family.
     other: u8,
+    /// The address that the peer sends from.
+    outer: IpAddr,
     sockets: [UdpSocket; 3],
     to: SocketAddr,
     inboxes: Dual<UdpSocket>,
@@ -124,7 +130,7 @@ impl Side {
         });
         let inbox = |family| Some(udp(node, (node.address(family), 0).into()));
         let inboxes = Dual { v4: inbox(Family::V4), v6: inbox(Family::V6) };
-        Self { peer: peer.number, other, sockets, to: node.endpoint(underlay), inboxes }
+        Self { peer: peer.number, other, outer: endpoint.ip(), sockets, to: node.endpoint(underlay), inboxes }
     }
 
     /// Returns one packet of each kind.
@@ -169,9 +175,14 @@ impl Side {
         ];
         add(From::Peer, Reason::Malformed, malformed);
 
-        // Sources: the other peer, this node, the underlay, invalid hosts, and a multicast group.
-        let sources = [v4(self.other), there, [192, 0, 2, self.peer].into(), Ipv4Addr::LOCALHOST, [0; 4].into()];
-        let sources6 = [v6(self.other), there6, Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED, group()];
+        // Sources: the other peer and this node, each in the overlay and in the underlay, invalid hosts, and a multicast
+        // group.
+        let [outer, outer_there]: [Ipv4Addr; 2] = [self.other, 1].map(|number| [192, 0, 2, number].into());
+        let [outer6, outer_there6] =
+            [self.other, 1].map(|number| Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into()));
+        let sources = [v4(self.other), there, outer, outer_there, Ipv4Addr::LOCALHOST, [0; 4].into()];
+        let sources6 =
+            [v6(self.other), there6, outer6, outer_there6, Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED, group()];
         add(From::Peer, Reason::WrongSource, sources.map(|source| plain(source, there, 64)).to_vec());
         add(From::Peer, Reason::WrongSource, sources6.map(|source| plain6(source, there6, 64)).to_vec());
         add(From::Peer, Reason::WrongSource, shapes(v4(self.other), there, 64));
@@ -192,17 +203,17 @@ impl Side {
         all
     }
 
-    /// Returns what has to arrive: plain packets, and ones with options, extension headers, fragments, and bytes after
-    /// their end.
+    /// Returns what has to arrive: plain packets, and ones with options, extension headers, fragments, bytes after their
+    /// end, and the peer's own address as their source.
     fn good(&self, round: u16) -> Vec<Good> {
         let (own, own6) = (v4(self.peer), v6(self.peer));
         let mut all = Vec::new();
-        let mut add = |family: Family, len: usize, packets: &dyn Fn(&[u8]) -> Vec<Vec<u8>>| {
+        let mut add = |source: IpAddr, len: usize, packets: &dyn Fn(&[u8]) -> Vec<Vec<u8>>| {
+            let family = Family::of(source);
             // Each one is different.
             let mut payload = [&round.to_be_bytes()[..], &[self.peer, all.len() as u8]].concat();
             payload.resize(len - 8, 0x5a);
             let inbox = self.inboxes.get(family).unwrap().local_addr().unwrap();
-            let source = if family == Family::V4 { own.into() } else { own6.into() };
             let packets = packets(&datagram(source, inbox, &payload));
             assert!(packets.iter().all(|packet| packet.len() == LEN));
             all.push(Good { packets, family, payload });
@@ -210,17 +221,17 @@ impl Side {
         let to = || Ipv4 { id: round, ..Ipv4::new(own, v4(1)) };
         let to6 = |next, body: &[u8]| ipv6(own6, v6(1), 64, next, body);
         for _ in 0..3 {
-            add(Family::V4, 80, &|body| vec![to().packet(body)]);
-            add(Family::V6, 60, &|body| vec![to6(UDP, body)]);
+            add(own.into(), 80, &|body| vec![to().packet(body)]);
+            add(own6.into(), 60, &|body| vec![to6(UDP, body)]);
         }
-        add(Family::V4, 30, &|body| vec![[to().packet(body), vec![0xee; 50]].concat()]);
-        add(Family::V4, 72, &|body| vec![Ipv4 { options: &[1; 8], ..to() }.packet(body)]);
-        add(Family::V4, 160, &|body| {
+        add(own.into(), 30, &|body| vec![[to().packet(body), vec![0xee; 50]].concat()]);
+        add(own.into(), 72, &|body| vec![Ipv4 { options: &[1; 8], ..to() }.packet(body)]);
+        add(own.into(), 160, &|body| {
             let (first, last) = body.split_at(80);
             vec![Ipv4 { fragment: 0x2000, ..to() }.packet(first), Ipv4 { fragment: 10, ..to() }.packet(last)]
         });
-        add(Family::V6, 52, &|body| vec![to6(DESTINATION_OPTIONS, &extended(UDP, body))]);
-        add(Family::V6, 100, &|body| {
+        add(own6.into(), 52, &|body| vec![to6(DESTINATION_OPTIONS, &extended(UDP, body))]);
+        add(own6.into(), 100, &|body| {
             let part = |place: u16, body: &[u8]| {
                 let [high, low] = place.to_be_bytes();
                 let header = [&[UDP, 0, high, low, 0, 0][..], &round.to_be_bytes()].concat();
@@ -230,6 +241,10 @@ impl Side {
             let (first, last) = body.split_at(48);
             vec![[part(1, first), vec![0xee; 4]].concat(), part(48, last)]
         });
+        match self.outer {
+            IpAddr::V4(outer) => add(self.outer, 80, &|body| vec![Ipv4 { source: outer, ..to() }.packet(body)]),
+            IpAddr::V6(outer) => add(self.outer, 60, &|body| vec![ipv6(outer, v6(1), 64, UDP, body)]),
+        }
         all
     }
 
