@@ -30,13 +30,15 @@ impl Datagram {
     }
 }
 
-/// Whether the path to a peer carries runs of datagrams.
+/// Whether datagrams are sent in runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Run {
-    /// It does.
+    /// They are.
     Long,
-    /// Each datagram is a message.
-    One,
+    /// Each is a message, because the path to the peer carries no runs of that size.
+    Narrow,
+    /// Each is a message, because the sockets send no runs.
+    Off,
 }
 
 /// Datagrams sent to one peer in one message.
@@ -49,6 +51,7 @@ pub(crate) struct Message {
     pub(crate) bytes: usize,
     /// The length of each datagram except the last, in bytes.
     pub(crate) segment: usize,
+    pub(crate) run: Run,
     is_open: bool,
     first: usize,
     last: usize,
@@ -97,6 +100,7 @@ impl Outbox {
                     count: 1,
                     bytes: len,
                     segment: len,
+                    run,
                     is_open,
                     first: place,
                     last: place,
@@ -166,7 +170,7 @@ impl RefusedRuns {
     /// Whether datagrams of this size can be part of a run.
     pub(crate) fn run(&self, to: SocketAddr, size: usize) -> Run {
         match self.refused.iter().find(|(peer, _, _)| *peer == to) {
-            Some((_, least, _)) if size >= *least => Run::One,
+            Some((_, least, _)) if size >= *least => Run::Narrow,
             _ => Run::Long,
         }
     }
@@ -198,7 +202,7 @@ mod tests {
             let mut expected = BTreeMap::<_, Vec<_>>::new();
             for (nth, (to, len, long)) in pushed.into_iter().enumerate() {
                 if !outbox.has_room() { break; }
-                outbox.push(peer(to), datagram(nth, len), if long { Run::Long } else { Run::One });
+                outbox.push(peer(to), datagram(nth, len), if long { Run::Long } else { Run::Narrow });
                 expected.entry(peer(to)).or_default().push(datagram(nth, len));
             }
             let mut found = BTreeMap::<_, Vec<_>>::new();
@@ -230,7 +234,7 @@ mod tests {
         runs.refuse(peer(1), 1400, now);
         runs.refuse(peer(1), 1300, now);
         runs.refuse(peer(1), 1350, now);
-        assert_eq!([1299, 1300, 1400].map(|size| runs.run(peer(1), size)), [Run::Long, Run::One, Run::One]);
+        assert_eq!([1299, 1300, 1400].map(|size| runs.run(peer(1), size)), [Run::Long, Run::Narrow, Run::Narrow]);
         assert_eq!(runs.run(peer(2), 1400), Run::Long);
         (0..1000_u16).for_each(|port| runs.refuse(SocketAddr::from(([192, 0, 2, 9], port)), 1000, now));
         assert_eq!(runs.refused.len(), RefusedRuns::MOST);

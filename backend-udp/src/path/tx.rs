@@ -31,7 +31,8 @@ const BATCH: usize = 128 << 10;
 const HEADERS: usize = MAX_DATAGRAMS * 128 + split::MAX_HEADERS;
 /// The alignment of each packet in the arena, in bytes.
 const ALIGNMENT: usize = 64;
-/// How long to wait for a full socket. What cannot be sent by then is dropped, as by a network card.
+/// How long a batch waits for a full socket, in total. After that, each of its messages is tried once, and if the socket
+/// is still full, dropped as by a network card: hosts that do not answer must not delay the others.
 const FULL_SOCKET_WAIT: Duration = Duration::from_millis(50);
 /// The pause after a read error, or after repeated spurious wake-ups.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -176,13 +177,10 @@ impl Tx {
     }
 
     fn put_there(&mut self, to: SocketAddr, datagram: Datagram) {
-        let mut run = self.refused_runs.run(to, datagram.len());
-        if run == Run::One {
-            self.cells.unbatched.add(1);
-        }
-        if !self.shared.offloads.has_udp_segment() {
-            run = Run::One;
-        }
+        let run = match self.shared.offloads.has_udp_segment() {
+            true => self.refused_runs.run(to, datagram.len()),
+            false => Run::Off,
+        };
         self.outbox.push(to, datagram, run);
     }
 
@@ -212,10 +210,12 @@ impl Tx {
     fn send(&mut self) {
         if !self.outbox.messages().is_empty() {
             let bound = self.shared.bound();
+            let mut full_until = None;
             for family in Family::BOTH {
                 let is_of = |message: &&Message| Family::of(message.to.ip()) == family;
                 if self.outbox.messages().iter().any(|message| is_of(&message)) {
-                    self.send_on(bound.sockets.get(family).map(|socket| &**socket), family);
+                    let socket = bound.sockets.get(family).map(|socket| &**socket);
+                    self.send_on(socket, family, &mut full_until);
                 }
             }
         }
@@ -223,7 +223,7 @@ impl Tx {
         self.headers.clear();
     }
 
-    fn send_on(&mut self, socket: Option<&Socket>, family: Family) {
+    fn send_on(&mut self, socket: Option<&Socket>, family: Family, full_until: &mut Option<Instant>) {
         let messages = || self.outbox.messages().iter().filter(|message| Family::of(message.to.ip()) == family);
         let Some(socket) = socket else {
             let lost = messages().map(|message| message.count as u64).sum();
@@ -237,12 +237,15 @@ impl Tx {
                 batch.part(self.arena.get(datagram.payload.clone()).unwrap_or_default());
             }
         }
-        let outgoing = Outgoing { shared: &self.shared, cells: &self.cells, socket };
+        let mut outgoing = Outgoing { shared: &self.shared, cells: &self.cells, socket, full_until };
         let mut nth = 0;
         while nth < batch.len() {
             let (taken, refused) = outgoing.send(&mut batch, nth);
             for message in messages().skip(nth).take(taken) {
                 outgoing.sent(message.count, message.bytes);
+                if message.run == Run::Narrow {
+                    self.cells.unbatched.add(1);
+                }
             }
             nth += taken;
             let Some(errno) = refused else { continue };
@@ -252,11 +255,7 @@ impl Tx {
                 self.cells.dropped_many(outgoing.reason(errno), message.count as u64);
                 continue;
             }
-            if errno != Errno::EIO {
-                let now = Instant::now();
-                self.refused_runs.refuse(message.to, message.segment, now);
-                self.shared.refuse_run(message.to, message.segment, now);
-            }
+            let mut is_narrow = errno == Errno::EMSGSIZE;
             let mut singles = self.singles.batch();
             for datagram in self.outbox.datagrams(message) {
                 singles.message(message.to, None);
@@ -268,6 +267,8 @@ impl Tx {
                 let (taken, refused) = outgoing.send(&mut singles, done);
                 for datagram in self.outbox.datagrams(message).skip(done).take(taken) {
                     outgoing.sent(1, datagram.len());
+                    // Until then the peer may be unreachable: a route is a cause of EINVAL as well.
+                    is_narrow |= errno == Errno::EINVAL && datagram.len() == message.segment;
                 }
                 self.cells.unbatched.add(taken as u64);
                 done += taken;
@@ -275,6 +276,11 @@ impl Tx {
                     self.cells.dropped(outgoing.reason(errno));
                     done += 1;
                 }
+            }
+            if is_narrow {
+                let now = Instant::now();
+                self.refused_runs.refuse(message.to, message.segment, now);
+                self.shared.refuse_run(message.to, message.segment, now);
             }
         }
     }
@@ -285,12 +291,13 @@ struct Outgoing<'a> {
     shared: &'a Shared,
     cells: &'a Cells,
     socket: &'a Socket,
+    /// The end of the batch's wait for a full socket, once it has begun.
+    full_until: &'a mut Option<Instant>,
 }
 
 impl Outgoing<'_> {
     /// Sends from the nth message on. Returns how many were accepted, and the error of the message after them.
-    fn send(&self, batch: &mut super::sys::Batch<'_>, nth: usize) -> (usize, Option<Errno>) {
-        let mut until = None;
+    fn send(&mut self, batch: &mut super::sys::Batch<'_>, nth: usize) -> (usize, Option<Errno>) {
         loop {
             self.cells.calls.add(1);
             match batch.send(self.socket.as_fd(), nth) {
@@ -298,7 +305,8 @@ impl Outgoing<'_> {
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
                     let now = Instant::now();
-                    let left = until.get_or_insert(now + FULL_SOCKET_WAIT).saturating_duration_since(now);
+                    let until = *self.full_until.get_or_insert(now + FULL_SOCKET_WAIT);
+                    let left = until.saturating_duration_since(now);
                     if left.is_zero() || self.shared.is_stopping() {
                         return (0, Some(Errno::EAGAIN));
                     }
@@ -326,7 +334,7 @@ impl Outgoing<'_> {
             return false;
         }
         match errno {
-            // Kernels return one or the other if the datagrams are larger than the path carries.
+            // Kernels return one or the other if the datagrams are larger than the path carries. EINVAL has more causes.
             Errno::EMSGSIZE | Errno::EINVAL => true,
             // The device cannot finish checksums, or there is a transformation such as IPsec.
             Errno::EIO | Errno::EOPNOTSUPP => {
@@ -348,10 +356,113 @@ mod tests {
     use testkit::Namespace;
 
     use super::*;
+    use crate::path::Counters;
     use crate::path::offload::Offloads;
     use crate::path::shared::Notify;
     use crate::path::socket::Buffers;
+    use crate::path::sys::set_option;
     use crate::path::table::Table;
+
+    /// The option of a socket that sends no checksums (`asm-generic/socket.h`), which libc lacks. Runs need checksums.
+    const SO_NO_CHECK: i32 = 11;
+    const LOCALHOST: [u8; 4] = [127, 0, 0, 1];
+    const UPLINK: [u8; 4] = [192, 0, 2, 1];
+
+    fn endpoint(address: [u8; 4]) -> SocketAddr {
+        SocketAddr::from((address, 8285))
+    }
+
+    /// Returns the state of a sending thread with a socket in this namespace.
+    fn tx(ns: &Namespace, local: [u8; 4], buffers: Buffers) -> Tx {
+        let shared = Shared::new(Table::new(Dual::default()), Offloads::default(), Notify::default()).unwrap();
+        let socket = ns.run(|| Socket::bind(endpoint(local), buffers, &shared.offloads).unwrap()).unwrap();
+        shared.set_sockets(Dual { v4: Some(Arc::new(socket)), v6: None });
+        let tun = Arc::new(File::open("/dev/null").unwrap());
+        Tx::new(Arc::new(shared), Arc::default(), tun, 0)
+    }
+
+    /// Returns the same with the smallest buffer, on a link where no host answers: the kernel keeps what is sent.
+    fn tx_to_nowhere(ns: &Namespace) -> Tx {
+        ns.set_sysctl("net/ipv4/neigh/eth0/mcast_solicit", "1000").unwrap();
+        tx(ns, UPLINK, Buffers::new(1, 1))
+    }
+
+    /// Makes the kernel refuse all runs with EINVAL and none of their datagrams.
+    fn refuse_runs(tx: &Tx) {
+        let bound = tx.shared.bound();
+        set_option(bound.sockets.v4.as_ref().unwrap().as_fd(), libc::SOL_SOCKET, SO_NO_CHECK, 1).unwrap();
+    }
+
+    /// Sends datagrams of these sizes to each of these peers in one batch.
+    fn send(tx: &mut Tx, peers: &[SocketAddr], sizes: &[usize]) {
+        for (to, size) in peers.iter().flat_map(|to| sizes.iter().map(move |size| (*to, *size))) {
+            tx.put(to, Datagram { headers: 0..0, payload: 0..size });
+        }
+        tx.send();
+    }
+
+    fn counters(tx: &Tx) -> Counters {
+        let mut counters = Counters::default();
+        tx.cells.add_to(&mut counters, |counters| &mut counters.sent);
+        counters
+    }
+
+    #[test]
+    fn a_batch_waits_once_for_a_full_socket_however_many_peers_do_not_answer() {
+        let ns = Namespace::with_uplink("full", "eth0", &["192.0.2.1/24"]).unwrap();
+        let mut tx = tx_to_nowhere(&ns);
+        let peers: Vec<_> = (100..200).map(|host| endpoint([192, 0, 2, host])).collect();
+        send(&mut tx, &peers, &[1000]);
+        let counters = counters(&tx);
+        let (sent, lost) = (counters.sent.packets, counters.dropped(Reason::SocketFull));
+        assert!(sent > 0 && lost > 0 && sent + lost == 100, "{counters:?}");
+        // One call for all that were sent, one for each lost one, and one after the wait.
+        assert_eq!(counters.sent.calls, 1 + lost + 1);
+    }
+
+    #[test]
+    fn the_datagrams_of_a_refused_run_wait_no_longer_than_their_batch() {
+        let ns = Namespace::with_uplink("full", "eth0", &["192.0.2.1/24"]).unwrap();
+        let mut tx = tx_to_nowhere(&ns);
+        refuse_runs(&tx);
+        let peers: Vec<_> = (100..120).map(|host| endpoint([192, 0, 2, host])).collect();
+        send(&mut tx, &peers, &[1000; 4]);
+        let counters = counters(&tx);
+        let (sent, lost) = (counters.sent.packets, counters.dropped(Reason::SocketFull));
+        assert!((1..4).contains(&sent) && sent + lost == 80, "{counters:?}");
+        // Of the first run: one call for the run, one for what was sent of it, one for each lost datagram, and one after
+        // the wait. One call for each further run.
+        assert_eq!(counters.sent.calls, 1 + 1 + (4 - sent) + 1 + 19);
+    }
+
+    #[test]
+    fn a_path_is_narrow_once_a_datagram_of_a_refused_run_is_accepted() {
+        let ns = Namespace::new("narrow").unwrap();
+        let (mut tx, peer) = (tx(&ns, LOCALHOST, Buffers::default()), endpoint(LOCALHOST));
+        refuse_runs(&tx);
+        send(&mut tx, &[peer], &[1000, 1000, 500]);
+        assert_eq!(tx.shared.narrow_paths.list(Instant::now()), [(peer, 1000)]);
+        let unbatched = |tx: &Tx| (counters(tx).unbatched, counters(tx).sent.udp, counters(tx).sent.packets);
+        assert_eq!(unbatched(&tx), (3, 3, 3));
+        send(&mut tx, &[peer], &[1000, 1000]);
+        assert_eq!(unbatched(&tx), (5, 5, 5));
+        assert_eq!(counters(&tx).all_dropped(), 0);
+    }
+
+    #[test]
+    fn a_peer_that_no_datagram_can_be_sent_to_has_no_narrow_path() {
+        let ns = Namespace::new("blackhole").unwrap();
+        ns.ip("route add blackhole 198.51.100.0/24").unwrap();
+        let (mut tx, peer) = (tx(&ns, LOCALHOST, Buffers::default()), endpoint([198, 51, 100, 2]));
+        send(&mut tx, &[peer], &[1000, 1000]);
+        assert_eq!(tx.shared.narrow_paths.list(Instant::now()), []);
+        assert_eq!(tx.refused_runs.run(peer, 1000), Run::Long);
+        // What is not accepted does not count as sent one by one either.
+        tx.refused_runs.refuse(peer, 1000, Instant::now());
+        send(&mut tx, &[peer], &[1000, 1000]);
+        let counters = counters(&tx);
+        assert_eq!((counters.dropped(Reason::SendRefused), counters.unbatched, counters.sent.packets), (4, 0, 0));
+    }
 
     #[test]
     fn the_receiver_learns_of_a_destroyed_socket_whose_error_a_send_consumed() {
@@ -365,7 +476,7 @@ mod tests {
             let mut batch = sender.batch();
             batch.message(local, None);
             batch.part(b"packet");
-            Outgoing { shared: &shared, cells: &cells, socket: &socket }.send(&mut batch, 0)
+            Outgoing { shared: &shared, cells: &cells, socket: &socket, full_until: &mut None }.send(&mut batch, 0)
         };
         assert_eq!((send(), socket.is_lost()), ((1, None), false));
         ns.destroy_udp_sockets(local.port()).unwrap();
