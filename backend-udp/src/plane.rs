@@ -9,11 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use flannel_core::kernel::{DataPlane, Forward, KernelError, Limitation, LinkName, OnChange, Tunnel};
 use flannel_core::net::{Dual, Prefix};
 use nix::errno::Errno;
-use nix::net::if_::if_indextoname;
 
 use crate::path::{
     Buffers, Counters, Notify, OpenMode, Path, PathError, Settings, SocketError, Table, Tun, TunError, Watch,
-    check_sockets, retry,
+    check_sockets, device_name, retry,
 };
 
 /// Carries packets between TUN devices and UDP sockets. Attach it to a kernel
@@ -141,6 +140,26 @@ fn open_when_free(name: &LinkName, mode: OpenMode, queues: usize) -> Result<Tun,
     retry(|| Tun::open(name.as_str(), mode, queues), |error| matches!(error, TunError::Busy { .. }))
 }
 
+/// Whether a device was deleted.
+fn is_gone(index: u32) -> bool {
+    device_name(index).is_err_and(is_no_device)
+}
+
+/// Whether this error of `device_name` means that no device has the index. Other errors say nothing about devices:
+/// the process may be out of descriptors.
+fn is_no_device(errno: Errno) -> bool {
+    matches!(errno, Errno::ENXIO | Errno::ENODEV)
+}
+
+/// Returns a device's present name.
+fn present_name(index: u32) -> Result<LinkName, KernelError> {
+    let name = device_name(index).map_err(|errno| match errno {
+        errno if is_no_device(errno) => not_open(index),
+        errno => refused("reading the name of a TUN device", errno, errno),
+    })?;
+    name.to_str().ok().and_then(|name| LinkName::new(name).ok()).ok_or_else(|| not_open(index))
+}
+
 fn sockets(tunnel: &Tunnel) -> Dual<SocketAddr> {
     tunnel.local.map(|_, addr| SocketAddr::new(*addr, tunnel.port))
 }
@@ -161,9 +180,8 @@ impl DataPlane for UdpDataPlane {
 
     fn open(&mut self, name: &LinkName, index: Option<u32>, tunnel: &Tunnel) -> Result<u32, KernelError> {
         // The path of a lost device still holds its port.
-        let is_lost = |(index, device): (&u32, &Carried)| {
-            (!device.path.is_healthy() || if_indextoname(*index).is_err()).then_some(*index)
-        };
+        let is_lost =
+            |(index, device): (&u32, &Carried)| (!device.path.is_healthy() || is_gone(*index)).then_some(*index);
         for lost in self.carried.iter().filter_map(is_lost).collect::<Vec<_>>() {
             self.end(lost);
         }
@@ -182,11 +200,10 @@ impl DataPlane for UdpDataPlane {
             device.tunnel = *tunnel;
             return Ok(index);
         }
+        // A device that could not be renamed is opened under its present name.
+        let present = present_name(index)?;
         // Its queues have to be closed before they can be opened again; the table is reused.
         let table = self.end(index).map(|device| Table::with_own(&device.path.table(), tunnel.subnets));
-        // A device that could not be renamed is opened under its present name.
-        let present = if_indextoname(index).ok().and_then(|name| LinkName::new(name.to_str().ok()?).ok());
-        let present = present.ok_or_else(|| not_open(index))?;
         let opened =
             self.start(&present, OpenMode::Attach, tunnel, table.unwrap_or_else(|| Table::new(tunnel.subnets)))?;
         if opened != index {
@@ -285,4 +302,23 @@ fn path_error(name: &LinkName, error: PathError) -> KernelError {
         _ => Errno::EIO,
     };
     refused(format!("carrying the packets of {name}"), errno, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_gone_only_if_the_kernel_knows_no_device_of_its_index() {
+        assert_eq!([Errno::ENXIO, Errno::ENODEV].map(is_no_device), [true; 2]);
+        let others = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::EPERM];
+        assert_eq!(others.map(is_no_device), [false; 5]);
+        // The loopback device is the first in every network namespace.
+        assert_eq!([1, i32::MAX as u32].map(is_gone), [false, true]);
+        assert!(present_name(1).is_ok_and(|name| name.as_str() == "lo"));
+        assert!(matches!(
+            present_name(i32::MAX as u32),
+            Err(KernelError::Refused { errno, .. }) if errno == Errno::ENODEV as i32
+        ));
+    }
 }

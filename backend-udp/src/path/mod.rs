@@ -71,6 +71,8 @@ use rx::{Command, Rx};
 use shared::Shared;
 use tx::Tx;
 
+pub(crate) use sys::device_name;
+
 pub use counters::{Counters, Reason, Traffic};
 pub use shared::Notify;
 pub use socket::{Buffers, SocketError};

@@ -1,14 +1,14 @@
 //! System calls without a safe wrapper: requests to a TUN, and many datagrams in one call.
 #![expect(
     unsafe_code,
-    reason = "ioctl(2) of a TUN, recvmmsg(2) and sendmmsg(2) with a control message for each datagram"
+    reason = "ioctl(2) of a TUN, if_indextoname(3), recvmmsg(2) and sendmmsg(2) with a control message for each datagram"
 )]
 
 mod address;
 mod receive;
 mod send;
 
-use std::ffi::{CStr, CString, c_int, c_uint};
+use std::ffi::{CStr, CString, c_char, c_int, c_uint};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
@@ -63,7 +63,7 @@ pub(crate) fn attach(tun: BorrowedFd<'_>, name: &CStr, flags: c_uint) -> Result<
         return Err(Errno::ENAMETOOLONG);
     }
     *last = 0;
-    places.iter_mut().zip(name).for_each(|(place, byte)| *place = *byte as libc::c_char);
+    places.iter_mut().zip(name).for_each(|(place, byte)| *place = *byte as c_char);
     // The field has 16 bits, as have the flags.
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: the request reads and writes one ifreq where the pointer says, and it points to one.
@@ -90,6 +90,18 @@ pub(crate) fn set_vnet_header_size(tun: BorrowedFd<'_>, size: c_int) -> Result<(
     unsafe { request::set_vnet_header_size(tun.as_raw_fd(), &raw const size) }.map(drop)
 }
 
+/// Returns the name of a device (if_indextoname(3)). The wrapper of nix 0.31 returns an empty name instead of an error.
+pub(crate) fn device_name(index: c_uint) -> Result<CString, Errno> {
+    let mut name = [0 as c_char; libc::IF_NAMESIZE];
+    // SAFETY: the function writes at most IF_NAMESIZE bytes at the pointer, which points to that many.
+    let found = unsafe { libc::if_indextoname(index, name.as_mut_ptr()) };
+    if found.is_null() {
+        return Err(Errno::last());
+    }
+    // SAFETY: it points to `name`, in which the function has written a string with its end.
+    Ok(unsafe { CStr::from_ptr(found) }.to_owned())
+}
+
 /// Sets a socket option that is an int (setsockopt(2)).
 pub(crate) fn set_option(socket: BorrowedFd<'_>, level: c_int, name: c_int, value: c_int) -> Result<(), Errno> {
     let size = size_of::<c_int>() as libc::socklen_t;
@@ -98,7 +110,9 @@ pub(crate) fn set_option(socket: BorrowedFd<'_>, level: c_int, name: c_int, valu
     Errno::result(done).map(drop)
 }
 
-/// Returns the number of datagrams that a socket dropped because its buffer was full (`SO_MEMINFO`).
+/// Returns the number of messages that the kernel dropped instead of adding them to a socket's buffer (`SO_MEMINFO`):
+/// the buffer was full, the checksum was wrong, or a filter refused them. With `UDP_GRO` a message may be a run of up to
+/// 64 datagrams.
 pub(crate) fn overflowed(socket: BorrowedFd<'_>) -> Result<u32, Errno> {
     // It is the last of the numbers.
     let mut numbers = [0_u32; libc::SK_MEMINFO_DROPS as usize + 1];
