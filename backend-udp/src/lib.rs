@@ -24,8 +24,8 @@
 //! ```
 //!
 //! Traffic is neither encrypted nor authenticated, as in flannel. A received packet is accepted only if it comes from a
-//! peer's endpoint, its source is inside that peer's subnet, and its destination is inside this node's subnet. Dropped
-//! packets are counted by [`Reason`](path::Reason).
+//! peer's endpoint, its source is inside that peer's subnet or is the address of that endpoint, and its destination is
+//! inside this node's subnet. Dropped packets are counted by [`Reason`](path::Reason).
 
 mod config;
 #[cfg(all(target_os = "linux", feature = "fuzzing"))]

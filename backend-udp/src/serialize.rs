@@ -6,7 +6,8 @@
 //!  "unbatched": 0, "answered": 0, "dropped": {"no_peer": 3}, "limitations": [{"what": "…", "cause": "…"}]}
 //! ```
 //!
-//! `dropped` omits reasons with a count of zero; `no_room` is the overflow count.
+//! `dropped` omits reasons with a count of zero. `no_room` counts messages that the kernel dropped because a socket
+//! buffer was full, the checksum was wrong, or a socket filter refused them; each is a datagram or a run of up to 64.
 
 use std::collections::BTreeMap;
 

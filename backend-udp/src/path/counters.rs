@@ -29,7 +29,7 @@ pub enum Reason {
     UnknownSender,
     /// From a peer: not an IP packet, or shorter than its header states.
     Malformed,
-    /// From a peer: its source is not in a subnet of that peer.
+    /// From a peer: its source is neither in a subnet of that peer nor the address that the peer sends from.
     WrongSource,
     /// From a peer: its destination is not in a subnet of this node.
     WrongDestination,
@@ -96,7 +96,7 @@ impl fmt::Display for Reason {
             Self::Truncated => "received incomplete",
             Self::UnknownSender => "from an address and port of no peer",
             Self::Malformed => "from a peer: not an IP packet, or shorter than its header states",
-            Self::WrongSource => "from a peer, with a source outside the peer's subnet",
+            Self::WrongSource => "from a peer, with a source outside the peer's subnet that is not the peer's address",
             Self::WrongDestination => "from a peer, with a destination outside this node's subnet",
             Self::Expired => "from a peer: TTL or hop limit expired",
             Self::TunRefused => "the TUN device was down or refused it",
@@ -132,7 +132,8 @@ pub struct Counters {
     pub answered: u64,
     /// Packets that were sent one by one because the path to the peer does not carry runs of that size.
     pub unbatched: u64,
-    /// Received datagrams that the kernel dropped because a socket buffer was full.
+    /// Messages that the kernel dropped instead of receiving them: a socket buffer was full, the checksum was wrong, or
+    /// a socket filter refused them. A message is a datagram, or with `UDP_GRO` a run of up to 64 datagrams.
     pub overflowed: u64,
     dropped: [u64; Reason::ALL.len()],
 }

@@ -257,7 +257,7 @@ impl Writer<'_> {
     }
 
     fn refused(&self, packets: usize, error: &io::Error) {
-        // If the device is gone, no thread can write to it, and the thread ends.
+        // If the device is gone, the sending threads end. This one reads no more sockets, and waits for commands.
         self.shared.is_tun_gone(error);
         self.cells.dropped_many(Reason::TunRefused, packets as u64);
     }

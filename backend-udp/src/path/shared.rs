@@ -62,7 +62,7 @@ pub(crate) struct Shared {
 #[derive(Debug, Default)]
 pub(crate) struct Bound {
     pub(crate) sockets: Sockets,
-    /// The number of datagrams that closed sockets dropped because their buffers were full.
+    /// The number of messages that were dropped at sockets that are now closed.
     overflowed: u64,
 }
 
@@ -154,7 +154,8 @@ impl Shared {
         !self.is_tun_gone.load(Ordering::Acquire)
     }
 
-    /// Returns the number of datagrams that were dropped because a socket buffer was full.
+    /// Returns the number of messages that the kernel dropped at the sockets, as in
+    /// [`Counters::overflowed`](super::Counters::overflowed).
     pub(crate) fn overflowed(&self) -> u64 {
         let bound = self.bound.load();
         let open: u64 = bound.sockets.iter().map(|(_, socket)| socket.overflowed()).sum();

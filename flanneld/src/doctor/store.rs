@@ -78,7 +78,9 @@ fn cannot_open(error: StoreError) -> Finding {
 /// Checks whether leases may be written. The Kubernetes store has checks of its own.
 async fn permissions(options: &Options, opened: &Opened) -> Option<Finding> {
     match (&options.store.location, &opened.etcd) {
-        (StoreLocation::Dir { dir, .. }, _) => Some(files::writable("subnet-dir", dir, Severity::Error, options.capabilities)),
+        (StoreLocation::Dir { dir, .. }, _) => {
+            Some(files::writable("subnet-dir", dir, Severity::Error, options.capabilities))
+        }
         (_, Some(etcd)) => match timeout(PATIENCE, etcd.check_access()).await {
             Ok(Ok(())) => Some(Finding::ok("permissions", "leases may be read and written")),
             Ok(Err(error)) => Some(failed(options, opened, &error).await),

@@ -194,7 +194,10 @@ fn carried(device: &CarriedDevice, rows: &mut Rows<'_, '_>) -> fmt::Result {
     }
     if counters.overflowed > 0 {
         let (count, name) = (counters.overflowed, Counters::OVERFLOWED);
-        rows.row("packets", format_args!("{count} dropped ({name}): received faster than they were carried"))?;
+        rows.row(
+            "packets",
+            format_args!("{count} dropped ({name}) by the kernel: no room, a wrong checksum or a filter"),
+        )?;
     }
     limitations.iter().try_for_each(|it| rows.row("limited", format_args!("{}: {}", it.what, it.cause)))
 }
