@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::Timeouts;
-use crate::error::{Fault, Kind, Rule};
+use crate::error::{Fault, Kind, Rule, Said};
 use crate::nodes::locked;
 use crate::protobuf::{self, MAX_OBJECT, Malformed, find, number, object, text};
 
@@ -53,9 +53,10 @@ pub(crate) struct Arriving {
     body: Body,
     /// The server's name in errors.
     server: Arc<str>,
-    /// How long the request may take, and when that time is over.
+    /// When the request was sent.
+    pub(crate) since: Instant,
+    /// How long it may take.
     limit: Duration,
-    until: Instant,
 }
 
 impl Arriving {
@@ -89,7 +90,7 @@ impl Arriving {
 
     /// Returns the whole body, of at most `max` bytes, before the request has taken too long.
     async fn whole(mut self, max: usize) -> Result<Vec<u8>, Fault> {
-        let until = self.until;
+        let until = self.since + self.limit;
         let read = async {
             let mut whole = Vec::new();
             while let Some(bytes) = self.next().await? {
@@ -212,12 +213,11 @@ impl Api {
             request = request.header(CONTENT_TYPE, kind);
         }
         let request = request.body(Body::from(body)).map_err(|error| Fault::malformed(&error))?;
-        let limit = self.timeouts.request;
-        let until = Instant::now() + limit;
-        let response = timeout_at(until, self.client.send(request)).await.map_err(|_| Fault::late(limit));
+        let (since, limit) = (Instant::now(), self.timeouts.request);
+        let response = timeout_at(since + limit, self.client.send(request)).await.map_err(|_| Fault::late(limit));
         let response = response.and_then(|sent| sent.map_err(|error| Fault::of(&error)));
         let (head, body) = response.map_err(|fault| fault.at(&self.server))?.into_parts();
-        let arriving = Arriving { body, server: Arc::clone(&self.server), limit, until };
+        let arriving = Arriving { body, server: Arc::clone(&self.server), since, limit };
         if head.status.is_success() {
             let kind = head.headers.get(CONTENT_TYPE).map_or(&b"nothing"[..], |kind| kind.as_bytes());
             if !kind.starts_with(protobuf::TYPE.as_bytes()) {
@@ -249,26 +249,32 @@ async fn refusal(head: &Parts, arriving: Arriving, rule: Rule) -> Fault {
     Fault::status(head.status, &said(&answer), retry_after, rule)
 }
 
-/// Returns the fault in an event of a watch: `Status { message, code }`.
+/// Returns the fault in an event of a watch: `Status { message, reason, code }`.
 pub(crate) fn failure(status: &[u8]) -> Result<Fault, Malformed> {
     let code = u16::try_from(number(find(status, &[6])?)).ok().and_then(|code| StatusCode::from_u16(code).ok());
-    let message = text(find(status, &[3])?);
-    Ok(Fault::status(code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &message, None, Rule::WatchNodes))
+    let said = in_protobuf(status)?;
+    Ok(Fault::status(code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &said, None, Rule::WatchNodes))
 }
 
-/// Returns the error message of an answer: a Status object, which a proxy before the API server writes in JSON, or any
-/// text.
-fn said(answer: &[u8]) -> String {
-    let message = object(answer).and_then(|status| find(status, &[3]));
-    message.map_or_else(
-        |_| in_json(answer).unwrap_or_else(|| first_line(&text(answer)).to_owned()),
-        |message| text(message).into_owned(),
-    )
+/// Returns what an answer says: a Status object, which a proxy before the API server writes in JSON, or any text.
+fn said(answer: &[u8]) -> Said {
+    let said = object(answer).and_then(in_protobuf).ok().or_else(|| in_json(answer));
+    said.unwrap_or_else(|| Said { message: first_line(&text(answer)).to_owned(), reason: String::new() })
 }
 
-fn in_json(answer: &[u8]) -> Option<String> {
-    let status: Value = serde_json::from_slice(answer).ok()?;
-    Some(status.get("message")?.as_str()?.to_owned())
+/// Reads a `Status { message, reason }`.
+fn in_protobuf(status: &[u8]) -> Result<Said, Malformed> {
+    let part = |number| find(status, &[number]).map(|bytes| text(bytes).into_owned());
+    Ok(Said { message: part(3)?, reason: part(4)? })
+}
+
+/// Reads the message of an object in JSON, and the reason if it is a Status.
+fn in_json(answer: &[u8]) -> Option<Said> {
+    let answer: Value = serde_json::from_slice(answer).ok()?;
+    let part = |name: &str| answer.get(name).and_then(Value::as_str);
+    let message = part("message")?.to_owned();
+    let reason = part("reason").filter(|_| part("kind") == Some("Status"));
+    Some(Said { message, reason: reason.unwrap_or_default().to_owned() })
 }
 
 /// Returns the first line of `text`: a proxy before an API server may answer with a page.

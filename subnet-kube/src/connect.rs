@@ -71,13 +71,16 @@ impl Access {
     }
 
     /// Creates a client and returns it with the server's URL. Sends nothing yet. A token file is read again every
-    /// minute, so that a rotated token is used in time.
+    /// minute, so that a rotated token is used in time. So is `ca.crt` of the Pod's own account, for new connections.
+    /// The certificates of a kubeconfig are read once.
     ///
-    /// A credential plug-in is run again before its token expires. If it does not end, each request that waits for it
-    /// leaves a thread of the runtime's blocking pool behind until it does.
+    /// A credential plug-in is run again before its token expires, if it printed a token with `expirationTimestamp`.
+    /// Certificates that it printed, and tokens without that time, are used until the program restarts: the answer 401
+    /// does not run it again. If a plug-in does not end, each request that waits for it leaves a thread of the
+    /// runtime's blocking pool behind until it does.
     ///
-    /// The client requests compressed answers and does not repeat requests. Certificates are read once. With a
-    /// kubeconfig, the proxy is that of the kubeconfig, else that of the environment variables that Go programs use.
+    /// The client requests compressed answers and does not repeat requests. With a kubeconfig, the proxy is that of the
+    /// kubeconfig, else that of the environment variables that Go programs use.
     ///
     /// # Errors
     /// [`AccessError`] names the file or URL. Final until that is fixed.
@@ -286,7 +289,7 @@ mod tests {
         // It ends, and has printed nothing.
         drop(std::fs::File::options().write(true).open(&gate).unwrap());
         let error = connecting.await.unwrap_err();
-        assert!(error.contains("exec-plugin"), "{error}");
+        assert!(error.contains("no ExecCredential with a status"), "{error}");
     }
 
     #[tokio::test]
@@ -310,6 +313,30 @@ mod tests {
             let error = connect(&text, token).await.unwrap_err();
             assert!(error.contains("printf") && !error.contains("t0ken"), "{error}");
         }
+    }
+
+    /// The client's own error contains the plug-in's environment and output.
+    #[tokio::test]
+    async fn what_a_credential_plug_in_prints_when_its_token_expires_is_not_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let [script, broken, file] = ["plug-in", "broken", "kubeconfig"].map(|name| dir.path().join(name));
+        let credential = r#"{"kind":"ExecCredential","apiVersion":"client.authentication.k8s.io/v1","#.to_owned()
+            + r#""status":{"token":"t0ken","expirationTimestamp":"2020-01-01T00:00:00Z"}}"#;
+        let text = format!("if [ -e '{}' ]; then echo s3cret; exit 3; fi\necho '{credential}'\n", broken.display());
+        std::fs::write(&script, text).unwrap();
+        let user = format!(
+            "exec: {{apiVersion: client.authentication.k8s.io/v1, command: sh, args: ['{}'], interactiveMode: Never, \
+             env: [{{name: PASSWORD, value: s3cret}}]}}",
+            script.display()
+        );
+        std::fs::write(&file, with_user(&user)).unwrap();
+        let client = Access::kubeconfig(&file).client().await.unwrap();
+        std::fs::write(&broken, "").unwrap();
+        let request = http::Request::get("/api/v1/nodes").body(kube::client::Body::empty()).unwrap();
+        let error = client.send(request).await.map(drop).unwrap_err();
+        assert!(error.to_string().contains("s3cret"), "there is nothing to leave out");
+        let words = in_words(&error);
+        assert!(words.contains("plug-in") && words.contains("exit status: 3") && !words.contains("s3cret"), "{words}");
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use flannel_core::subnet::SubnetError;
-use flannel_core::text::chain;
+use flannel_core::text::{Plain, chain};
 use http::StatusCode;
 use kube::client::AuthError;
 
@@ -101,6 +101,14 @@ impl Rule {
     }
 }
 
+/// What a server says about a request that it refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Said {
+    pub(crate) message: String,
+    /// The reason of a Status object, a word in CamelCase; empty if the answer is none.
+    pub(crate) reason: String,
+}
+
 /// The longest kept part of a server's message, in characters.
 const SAID: usize = 300;
 
@@ -140,25 +148,29 @@ impl Fault {
         Self::new(Kind::NoAnswer, problem, remedy)
     }
 
-    /// Returns the fault of a refused request, with the message of the server's Status object.
-    pub(crate) fn status(code: StatusCode, said: &str, retry_after: Option<Duration>, rule: Rule) -> Self {
-        let said: String = said.chars().take(SAID).collect();
-        let problem = if said.is_empty() { code.to_string() } else { format!("{code}: {said}") };
+    /// Returns the fault of a refused request, with what the server said.
+    pub(crate) fn status(code: StatusCode, said: &Said, retry_after: Option<Duration>, rule: Rule) -> Self {
+        let message: String = said.message.chars().take(SAID).collect();
+        let problem = if message.is_empty() { code.to_string() } else { format!("{code}: {message}") };
         match code {
             StatusCode::UNAUTHORIZED => {
                 Self::new(Kind::Denied, problem, "check the token or client certificate, and whether it has expired")
             }
             // The authorizer's text: `User "x" cannot patch resource "nodes/status" ...`.
-            StatusCode::FORBIDDEN if said.is_empty() || said.contains(&format!("cannot {} ", rule.verb())) => {
+            StatusCode::FORBIDDEN if message.is_empty() || message.contains(&format!("cannot {} ", rule.verb())) => {
                 let remedy = format!("add to the rules of this program's role: {}", rule.yaml());
                 Self::new(Kind::Denied, problem, remedy)
             }
             StatusCode::FORBIDDEN => Self::new(Kind::Denied, problem, POLICY),
-            StatusCode::NOT_FOUND => Self::new(Kind::Missing, problem, "check the name"),
+            StatusCode::NOT_FOUND if said.reason == "NotFound" => Self::new(Kind::Missing, problem, "check the name"),
+            // The answer of a proxy, or of another server, says nothing about the object.
+            StatusCode::NOT_FOUND => {
+                Self::new(Kind::Refused, problem, "check the URL of the API server, and proxies in front of it")
+            }
             // Others changed the object each time that the server tried to apply the patch.
             StatusCode::CONFLICT => Self::new(Kind::Refused, problem, "try again"),
             // A patch with the uid of a Node that was replaced by another.
-            StatusCode::UNPROCESSABLE_ENTITY if said.contains("metadata.uid") => {
+            StatusCode::UNPROCESSABLE_ENTITY if message.contains("metadata.uid") => {
                 Self::new(Kind::Replaced, problem, "try again")
             }
             StatusCode::UNPROCESSABLE_ENTITY => Self::new(Kind::Denied, problem, POLICY),
@@ -191,15 +203,12 @@ const CHECK: &str = "check that the API server is running and reachable";
 const POLICY: &str =
     "an admission policy or plug-in of the cluster refuses it: change the policy, or what it objects to";
 
-/// Returns why a request got no answer. Leaves out the output of a credential plug-in, which may be a token.
+/// Returns why a request got no answer. Contains no secret.
 pub(crate) fn in_words(error: &kube::Error) -> String {
+    if let Some(error) = auth_error(error) {
+        return auth_in_words(error);
+    }
     match error {
-        kube::Error::Auth(AuthError::AuthExecRun { out, .. }) => {
-            format!("the credential plug-in of the kubeconfig failed with {}", out.status)
-        }
-        kube::Error::Auth(AuthError::AuthExecParse(_)) => {
-            "the credential plug-in of the kubeconfig printed something other than an ExecCredential".to_owned()
-        }
         // The URL may contain a password.
         kube::Error::ProxyProtocolUnsupported { .. } | kube::Error::ProxyProtocolDisabled { .. } => {
             "the proxy of the kubeconfig or of the environment is not http:// or https://".to_owned()
@@ -207,6 +216,55 @@ pub(crate) fn in_words(error: &kube::Error) -> String {
         // The client's own message only names the part that failed.
         error => chain(error.source().unwrap_or(error)),
     }
+}
+
+/// Returns the error about credentials among an error and its sources. If a token cannot be fetched again for a
+/// request, the client returns it as the error of any layer.
+fn auth_error(error: &kube::Error) -> Option<&AuthError> {
+    let mut next: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<AuthError>() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// Returns what is wrong with the credentials. Leaves out the error's own text: it may contain the environment of a
+/// credential plug-in and what it printed, such as a token.
+fn auth_in_words(error: &AuthError) -> String {
+    let words = match error {
+        AuthError::AuthExecRun { out, .. } => {
+            return format!("the credential plug-in of the kubeconfig failed with {}", out.status);
+        }
+        AuthError::AuthExecStart(error) => {
+            return format!("the credential plug-in of the kubeconfig cannot be started: {}", error.kind());
+        }
+        AuthError::ReadTokenFile(error, path) => {
+            return format!("token file {} cannot be read: {}", Plain(path.display()), error.kind());
+        }
+        AuthError::AuthExecParse(_) => {
+            "the credential plug-in of the kubeconfig printed something other than an ExecCredential"
+        }
+        AuthError::ExecPluginFailed => {
+            "the credential plug-in of the kubeconfig printed no ExecCredential with a status"
+        }
+        AuthError::UnrefreshableTokenResponse => {
+            "the credential plug-in of the kubeconfig printed a token with expirationTimestamp before, and none now"
+        }
+        AuthError::MalformedTokenExpirationDate(_) => "the time at which the token expires is not one of RFC 3339",
+        AuthError::MissingCommand => "the credential plug-in of the kubeconfig has no command",
+        AuthError::ExecMissingClusterInfo => {
+            "the kubeconfig has no cluster for its credential plug-in, which asks for one (provideClusterInfo)"
+        }
+        AuthError::InvalidBasicAuth(_) | AuthError::InvalidBearerToken(_) => {
+            "the password or token contains a character that a header cannot contain, such as a line break"
+        }
+        // An auth-provider's. Which others there are depends on the features of kube.
+        _ => "no credentials could be obtained in the way that the kubeconfig names",
+    };
+    words.to_owned()
 }
 
 fn tls_remedy(problem: &str) -> Option<&'static str> {
@@ -220,4 +278,49 @@ fn tls_remedy(problem: &str) -> Option<&'static str> {
         ("InvalidContentType", "the server serves no TLS: give its address as http://, or its TLS port"),
     ];
     remedies.into_iter().find(|(sign, _)| problem.contains(sign)).map(|(_, remedy)| remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{ExitStatus, Output};
+
+    use super::*;
+
+    /// The error of a layer of the client, around another.
+    #[derive(Debug, thiserror::Error)]
+    #[error("a layer failed")]
+    struct Layer(#[source] AuthError);
+
+    fn failed_run() -> AuthError {
+        let status = ExitStatus::from_raw(3 << 8);
+        let out = Output { status, stdout: b"swordfish".to_vec(), stderr: b"swordfish".to_vec() };
+        AuthError::AuthExecRun { cmd: "PASSWORD=\"swordfish\" plug-in".to_owned(), out: Box::new(out) }
+    }
+
+    /// A token that expires is fetched again for a request: the error is then any layer's.
+    #[test]
+    fn no_secret_of_a_credential_plug_in_is_shown_however_its_error_arrives() {
+        let errors: [(fn() -> AuthError, &str); 5] = [
+            (failed_run, "failed with exit status: 3"),
+            (|| AuthError::AuthExecStart(io::Error::other("swordfish")), "cannot be started"),
+            (|| AuthError::AuthExec("swordfish".to_owned()), "no credentials"),
+            (|| AuthError::ReadTokenFile(io::Error::other("swordfish"), "/token".into()), "token file /token"),
+            (|| AuthError::MalformedTokenExpirationDate(jiff::Error::from_args(format_args!("swordfish"))), "RFC 3339"),
+        ];
+        for (error, part) in errors {
+            assert!(error().to_string().contains("swordfish"), "{part}: there is nothing to leave out");
+            for error in [
+                kube::Error::Auth(error()),
+                kube::Error::Service(Box::new(error())),
+                kube::Error::Service(Box::new(Layer(error()))),
+            ] {
+                let shown = Fault::of(&error).error.to_string();
+                assert!(shown.contains(part) && !shown.contains("swordfish"), "{shown}");
+            }
+        }
+        let other = kube::Error::Service(Box::new(io::Error::other("refused")));
+        assert_eq!(in_words(&other), "refused");
+    }
 }

@@ -134,7 +134,7 @@ impl NodeName {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConfigSource {
-    /// A file with flannel's JSON document, read again for each call.
+    /// A file with flannel's JSON document, read again for each call that needs it; a renewal does not.
     File(PathBuf),
     /// This configuration.
     Fixed(NetworkConfig),

@@ -48,13 +48,15 @@ pub(crate) struct ListWatch {
     is_fresh: bool,
     /// Whether the last report was an error.
     is_troubled: bool,
+    /// How many checks in a row the server refused.
+    refusals: u32,
     backoff: Backoff,
 }
 
 impl ListWatch {
     pub(crate) fn new(jitter: Jitter) -> Self {
         let backoff = Backoff::up_to(LONGEST, jitter);
-        Self { step: Step::Probe, version: None, mark: None, is_fresh: false, is_troubled: false, backoff }
+        Self { step: Step::Probe, version: None, mark: None, is_fresh: false, is_troubled: false, refusals: 0, backoff }
     }
 
     pub(crate) fn step(&self) -> Step {
@@ -76,6 +78,7 @@ impl ListWatch {
     /// Records whether the server has the change in question. If it has, the watch continues where it was. If not, its
     /// store was restored from a backup, or the change is too old to check, and everything is listed.
     pub(crate) fn checked(&mut self, has_it: bool) {
+        self.refusals = 0;
         if has_it {
             self.reopen();
         } else {
@@ -153,12 +156,29 @@ impl ListWatch {
             self.backoff.reset();
         }
         self.is_troubled = true;
+        self.refusals = 0;
         match self.step {
             // The known state is discarded when a list begins.
             Step::Probe | Step::List(_) => self.list_again(),
             Step::Check(..) | Step::Open(_) | Step::Read => self.check(),
         }
         self.backoff.wait()
+    }
+
+    /// Records a step that the server refused. As [`failed`](Self::failed), except that a check that is refused again
+    /// and again is followed by a list: it may mean, in words that are not known, that the server has another history.
+    pub(crate) fn refused(&mut self, lived: Option<Duration>) -> Duration {
+        let refusals = match self.step {
+            Step::Check(..) => self.refusals + 1,
+            Step::Probe | Step::List(_) | Step::Open(_) | Step::Read => 0,
+        };
+        let wait = self.failed(lived);
+        if refusals < MOST_REFUSALS {
+            self.refusals = refusals;
+        } else {
+            self.list_again();
+        }
+        wait
     }
 
     /// Reopens the watch where it was.
@@ -191,6 +211,9 @@ const LONGEST: Duration = Duration::from_millis(5500);
 const LASTING: Duration = Duration::from_secs(60);
 /// A watch that ends in order before this is not reopened at once.
 const SHORT: Duration = Duration::from_secs(1);
+/// How many refusals of a check in a row are followed by a list. A server that is only in trouble is not asked for
+/// everything at the first.
+const MOST_REFUSALS: u32 = 3;
 
 #[cfg(test)]
 mod tests {
@@ -290,6 +313,40 @@ mod tests {
             list_watch.step(),
             Step::Check(Mark { node: "b".to_owned(), version: "22".to_owned() }, "22".to_owned())
         );
+    }
+
+    #[test]
+    fn a_check_that_is_refused_three_times_in_a_row_is_followed_by_a_list() {
+        let check = Step::Check(mark("5"), "10".to_owned());
+        let mut list_watch = watching("10");
+        list_watch.refused(None);
+        for _ in 0..MOST_REFUSALS {
+            assert_eq!(list_watch.step(), check, "a refused watch is not a refused check");
+            list_watch.refused(None);
+        }
+        assert_eq!(list_watch.step(), Step::Probe);
+        // Any other outcome ends the row.
+        let others: [fn(&mut ListWatch); 2] = [
+            |list_watch| {
+                list_watch.failed(None);
+            },
+            |list_watch| {
+                list_watch.checked(true);
+                list_watch.opened();
+                list_watch.silent();
+            },
+        ];
+        for other in others {
+            let mut list_watch = watching("10");
+            list_watch.silent();
+            for _ in 0..2 {
+                for _ in 1..MOST_REFUSALS {
+                    list_watch.refused(None);
+                }
+                assert_eq!(list_watch.step(), check);
+                other(&mut list_watch);
+            }
+        }
     }
 
     #[test]

@@ -146,7 +146,7 @@ pub(crate) mod tests {
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub(crate) struct Model {
         uid: u8,
-        cidr: u8,
+        pub(crate) cidr: u8,
         public: u8,
         pub(crate) managed: bool,
         /// Irrelevant fields: heartbeats, images, others' annotations.

@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::nodes::locked;
 use crate::nodes::tests::{Model, fold, model};
 use crate::protobuf::TYPE;
-use crate::protobuf::testing::{event, list, member, number};
+use crate::protobuf::testing::{event, list, member, number, object};
 use crate::{ConfigSource, KubeSubnets, NodeName, Options};
 
 pub(crate) type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
@@ -79,6 +79,27 @@ enum Refusal {
     Silence,
 }
 
+/// What the server says when it is asked for a version that its store has not reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Behind {
+    #[default]
+    TooLarge,
+    /// The words of etcd, which servers from 1.30 to 1.33 ask.
+    Future,
+    /// Words that are not known.
+    Unknown,
+}
+
+impl Behind {
+    fn answer(self) -> Answer {
+        match self {
+            Self::TooLarge => status(504, "Timeout: Too large resource version"),
+            Self::Future => status(500, "etcdserver: mvcc: required revision is a future revision"),
+            Self::Unknown => status(500, "no"),
+        }
+    }
+}
+
 /// The server's store.
 #[derive(Debug, Clone, Default)]
 struct Stored {
@@ -109,6 +130,7 @@ struct State {
     /// The highest version of the store so far.
     highest: u64,
     refusals: VecDeque<(Asked, Refusal)>,
+    behind: Behind,
     /// How often all watches ended, and how they ended last.
     ended: (u64, Option<End>),
     /// How many bookmarks were requested.
@@ -159,6 +181,12 @@ impl Past {
 }
 
 impl Server {
+    fn new(behind: Behind) -> Self {
+        let server = Self::default();
+        locked(&server.state).behind = behind;
+        server
+    }
+
     fn client(&self) -> kube::Client {
         let server = self.clone();
         let serve = move |request: Request<Body>| {
@@ -232,9 +260,9 @@ impl Server {
         let now = state.stored.version;
         let whole = match asked {
             Asked::Watch | Asked::Check if version < state.stored.compacted => return Some(status(410, "too old")),
-            Asked::List | Asked::Check if version > now => {
-                return Some(status(504, "Timeout: Too large resource version"));
-            }
+            // A list is answered from the server's cache, in any version.
+            Asked::List if version > now => return Some(Behind::TooLarge.answer()),
+            Asked::Check if version > now => return Some(state.behind.answer()),
             Asked::Watch => {
                 drop(state);
                 let open = Open::new(self, version, refusal);
@@ -350,9 +378,19 @@ pub(crate) fn full(bytes: impl Into<Bytes>) -> UnsyncBoxBody<Bytes, io::Error> {
     Full::from(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
+/// Returns a refusal with a Status object, as the API server sends it.
 pub(crate) fn status(code: u16, message: &str) -> Answer {
-    let answer = Response::builder().status(code).header(RETRY_AFTER, 1);
-    answer.body(full(message.to_owned())).unwrap()
+    let reason = match code {
+        404 => "NotFound",
+        409 => "Conflict",
+        410 => "Expired",
+        422 => "Invalid",
+        429 => "TooManyRequests",
+        504 => "Timeout",
+        _ => "InternalError",
+    };
+    let status = [member(3, message), member(4, reason), number(6, code.into())].concat();
+    Response::builder().status(code).header(RETRY_AFTER, 1).body(full(object(&status))).unwrap()
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -385,6 +423,8 @@ const SETTLED: Duration = Duration::from_secs(100);
 struct Seen {
     watch: BoxStream<'static, Result<LeaseEvent, SubnetError>>,
     records: BTreeMap<LeaseKey, Record>,
+    /// How many errors it reported.
+    errors: usize,
 }
 
 impl Seen {
@@ -392,17 +432,35 @@ impl Seen {
         let network = br#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
         let config = ConfigSource::Fixed(NetworkConfig::parse(network, Allocation::External).unwrap());
         let options = Options::new(NodeName::Named(NodeIdentity::new("node-0").unwrap()), config);
-        Self { watch: KubeSubnets::new(server.client(), options).watch(), records: BTreeMap::new() }
+        Self { watch: KubeSubnets::new(server.client(), options).watch(), records: BTreeMap::new(), errors: 0 }
     }
 
     /// Handles the events of this time span.
     async fn pass(&mut self, time: Duration) {
         let end = Instant::now() + time;
         while let Ok(item) = timeout_at(end, self.watch.next()).await {
-            if let Ok(event) = item.unwrap() {
-                fold(&mut self.records, event);
+            match item.unwrap() {
+                Ok(event) => fold(&mut self.records, event),
+                Err(_) => self.errors += 1,
             }
         }
+    }
+}
+
+/// docs/faults.md, K3: the error of the watch that was cut is the only one if the words are known.
+#[tokio::test(start_paused = true)]
+async fn a_restored_store_is_listed_anew_whatever_words_the_server_has_for_it() {
+    for (behind, errors) in [(Behind::TooLarge, 1), (Behind::Future, 1), (Behind::Unknown, 4)] {
+        let server = Server::new(behind);
+        let mut seen = Seen::open(&server);
+        server.act(&Act::Put(1, Model::plain()));
+        server.act(&Act::BackUp);
+        server.act(&Act::Put(2, Model::plain()));
+        seen.pass(Duration::from_secs(1)).await;
+        assert_eq!(seen.records.len(), 2, "{behind:?}");
+        server.act(&Act::Restore);
+        seen.pass(SETTLED).await;
+        assert_eq!((seen.records.len(), seen.errors), (1, errors), "{behind:?}");
     }
 }
 
@@ -412,10 +470,11 @@ proptest! {
     #[test]
     fn any_sequence_of_lists_events_bookmarks_cuts_and_gaps_folds_to_the_records_of_a_fresh_list(
         acts in prop::collection::vec(act(), 1..60),
+        behind in prop_oneof![Just(Behind::TooLarge), Just(Behind::Future), Just(Behind::Unknown)],
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let server = Server::default();
+            let server = Server::new(behind);
             let mut seen = Seen::open(&server);
             for act in acts {
                 server.act(&act);

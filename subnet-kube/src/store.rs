@@ -175,9 +175,10 @@ impl Store {
 
     pub(crate) async fn acquire(&self, name: &NodeIdentity, want: Want) -> Result<Lease, SubnetError> {
         const DOING: &str = "acquiring a lease";
-        let config = self.config().await?;
+        // Before the configuration: an error about that is returned only if the API server answers.
         let answer = self.own_node(name.as_str(), DOING).await?;
         let node = self.parse_own(&answer, DOING)?;
+        let config = self.config().await?;
         let subnets = assigned(name.as_str(), &node, &config)?;
         let overwrite = self.overwrite(&node)?;
         self.publish(name.as_str(), &node, &want.attrs, &overwrite).await.map_err(|fault| match fault.kind {
@@ -191,7 +192,6 @@ impl Store {
     pub(crate) async fn renew(&self, lease: &Lease) -> Result<Lease, SubnetError> {
         const DOING: &str = "writing the lease";
         let name = lease.key.as_str();
-        let config = self.config().await?;
         let answer = match self.api.node(name).await {
             Err(fault) if fault.kind == Kind::Missing => {
                 return Err(SubnetError::Lost(format!("Node {name} is gone")));
@@ -202,7 +202,9 @@ impl Store {
         if node.fence() != lease.fence {
             return Err(SubnetError::Lost(format!("Node {name} was deleted and created again")));
         }
-        if assigned(name, &node, &config).ok() != Some(lease.subnets) {
+        // Not compared with the network: its configuration may have changed, and the lease is still this node's.
+        let assigned = node.subnets().unwrap_or_default();
+        if lease.subnets.iter().any(|(family, subnet)| assigned.get(family) != Some(subnet)) {
             return Err(SubnetError::Lost(format!("Node {name} has other podCIDRs")));
         }
         let overwrite = self.overwrite(&node)?;

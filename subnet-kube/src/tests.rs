@@ -2,6 +2,7 @@
 
 use std::io;
 
+use bytes::Bytes;
 use flannel_core::config::Allocation;
 use flannel_core::lease::LeaseAttrs;
 use flannel_core::subnet::SubnetManager;
@@ -11,12 +12,14 @@ use http::{Method, Request, Response};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use kube::client::Body;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::*;
+use crate::api::failure;
+use crate::error::Kind;
 use crate::nodes::locked;
 use crate::nodes::tests::Model;
-use crate::protobuf::testing::{event, list, object};
+use crate::protobuf::testing::{event, list, member, number, object};
 use crate::scripted::{Answer, full, sent, status};
 
 /// Returns a client whose requests are answered by this function.
@@ -82,14 +85,134 @@ async fn only_a_replaced_node_ends_a_lease() {
         std::future::ready(refusal.map_or_else(node, |(code, message)| status(code, message)))
     };
     let store = KubeSubnets::new(client(answer), options());
-    let attrs = LeaseAttrs::new(Dual { v4: Some([192, 0, 2, 9].into()), v6: None });
-    let lease = store.acquire(&NodeIdentity::new("node-0").unwrap(), Want::new(attrs)).await.unwrap();
+    let lease = store.acquire(&NodeIdentity::new("node-0").unwrap(), want()).await.unwrap();
     *locked(&refusal) = Some((409, "the object has been modified"));
     assert!(matches!(store.renew(&lease).await, Err(SubnetError::Unavailable { .. })));
     assert!(matches!(store.release(lease.clone()).await, Err(SubnetError::Unavailable { .. })));
     *locked(&refusal) = Some(REPLACED);
     assert!(matches!(store.renew(&lease).await, Err(SubnetError::Lost(_))));
     store.release(lease).await.unwrap();
+}
+
+/// Returns what a node wants to publish.
+fn want() -> Want {
+    Want::new(LeaseAttrs::new(Dual { v4: Some([192, 0, 2, 9].into()), v6: None }))
+}
+
+/// A page of a proxy says nothing about a Node.
+#[tokio::test]
+async fn a_node_is_missing_only_if_the_api_server_itself_says_so() {
+    const STATUS: &str =
+        r#"{"kind":"Status","apiVersion":"v1","status":"Failure","message":"gone","reason":"NotFound","code":404}"#;
+    let page = Arc::new(Mutex::new(None::<Vec<u8>>));
+    let shown = Arc::clone(&page);
+    let answer = move |_| {
+        let page = locked(&shown).clone();
+        std::future::ready(match page {
+            Some(page) => Response::builder().status(404).body(full(page)).unwrap(),
+            None => sent(full(object(&Model::plain().message(0, 1)))),
+        })
+    };
+    let store = KubeSubnets::new(client(answer), options());
+    let lease = store.acquire(&NodeIdentity::new("node-0").unwrap(), want()).await.unwrap();
+    let not_found = [member(3, "not found"), member(4, "NotFound"), number(6, 404)].concat();
+    for status in [object(&not_found), STATUS.into()] {
+        *locked(&page) = Some(status);
+        assert!(matches!(store.renew(&lease).await, Err(SubnetError::Lost(_))));
+        store.release(lease.clone()).await.unwrap();
+    }
+    for other in [
+        Vec::new(),
+        b"404 page not found".to_vec(),
+        b"<html>\nNot Found".to_vec(),
+        br#"{"kind":"Answer","message":"not found","reason":"NotFound"}"#.to_vec(),
+        STATUS.replace("NotFound", "Unknown").into(),
+        object(&member(3, "not found")),
+    ] {
+        *locked(&page) = Some(other);
+        let error = store.renew(&lease).await.unwrap_err();
+        let said = flannel_core::text::chain(&error);
+        assert!(matches!(error, SubnetError::Unavailable { .. }), "{said}");
+        assert!(said.contains("404") && said.contains("check the URL of the API server"), "{said}");
+        assert!(matches!(store.release(lease.clone()).await, Err(SubnetError::Unavailable { .. })), "{said}");
+    }
+    assert_eq!(failure(&not_found).unwrap().kind, Kind::Missing);
+    assert_eq!(failure(&number(6, 404)).unwrap().kind, Kind::Refused);
+}
+
+#[tokio::test]
+async fn a_renewal_compares_the_pod_cidrs_and_does_not_read_the_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("net-conf.json");
+    std::fs::write(&file, r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#).unwrap();
+    let node = Arc::new(Mutex::new(Model::plain()));
+    let shown = Arc::clone(&node);
+    let answer = move |_| std::future::ready(sent(full(object(&locked(&shown).message(0, 1)))));
+    let options = Options { config: ConfigSource::File(file.clone()), ..options() };
+    let store = KubeSubnets::new(client(answer), options);
+    let lease = store.acquire(&NodeIdentity::new("node-0").unwrap(), want()).await.unwrap();
+    for text in [r#"{"Network":"10.99.0.0/16","Backend":{"Type":"vxlan"}}"#, "{"] {
+        std::fs::write(&file, text).unwrap();
+        assert_eq!(store.renew(&lease).await.unwrap(), lease, "{text}");
+    }
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(store.renew(&lease).await.unwrap(), lease);
+    let mut dual = lease.clone();
+    dual.subnets.v6 = "fd00:244::/64".parse().ok();
+    for (other, cidr) in [(dual, 0), (lease, 1)] {
+        locked(&node).cidr = cidr;
+        match store.renew(&other).await {
+            Err(SubnetError::Lost(why)) => assert!(why.contains("other podCIDRs"), "{why}"),
+            renewed => panic!("{renewed:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_error_about_the_configuration_means_that_the_api_server_answers() {
+    let acquire = async |client: kube::Client| {
+        let options = Options { config: ConfigSource::File("/nowhere/net-conf.json".into()), ..options() };
+        let acquired = KubeSubnets::new(client, options).acquire(&NodeIdentity::new("node-0").unwrap(), want()).await;
+        acquired.unwrap_err()
+    };
+    let error = acquire(client(|_| std::future::ready(status(500, "etcdserver: request timed out")))).await;
+    assert!(!error.is_answer(), "{error}");
+    let node = || sent(full(object(&Model::plain().message(0, 1))));
+    let error = acquire(client(move |_| std::future::ready(node()))).await;
+    assert!(error.is_answer() && error.to_string().contains("/nowhere/net-conf.json"), "{error}");
+}
+
+/// The server counts from the request on, and its answer may start later.
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_lasted_as_long_as_asked_is_reopened_without_a_check() {
+    let mut watches = 0;
+    let answer = move |request: Request<Body>| {
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        let asked = query.split('&').find_map(|pair| pair.strip_prefix("timeoutSeconds=")?.parse::<u64>().ok());
+        watches += u32::from(asked.is_some());
+        let (is_first, begun) = (watches == 1, Instant::now());
+        async move {
+            match asked {
+                None if query.contains("Exact") => status(500, "there is nothing to check"),
+                None => sent(full(list("1", &[Model::plain().message(1, 1)]))),
+                Some(seconds) if is_first => {
+                    sleep(Duration::from_secs(1)).await;
+                    let end = stream::once(async move {
+                        sleep_until(begun + Duration::from_secs(seconds)).await;
+                        Ok(Frame::data(Bytes::new()))
+                    });
+                    sent(StreamBody::new(end).boxed_unsync())
+                }
+                Some(_) => sent(full(event("ADDED", &Model::plain().message(2, 3)))),
+            }
+        }
+    };
+    let options = options().with_timeouts(Timeouts::default().with_silence(Duration::from_secs(3600)));
+    let mut watch = KubeSubnets::new(client(answer), options).watch();
+    let mut next = async || watch.next().await.unwrap();
+    assert!(matches!(next().await, Ok(LeaseEvent::Reset(records)) if records.len() == 1));
+    let reopened = next().await;
+    assert!(matches!(reopened, Ok(LeaseEvent::Upsert(_))), "{reopened:?}");
 }
 
 #[tokio::test(start_paused = true)]

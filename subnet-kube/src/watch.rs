@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::api::{Arriving, failure, percent_encoded};
 use crate::error::{Fault, Kind};
@@ -73,7 +73,6 @@ struct Watch {
 struct Source {
     arriving: Arriving,
     events: Events,
-    since: Instant,
     /// How long the server was asked to hold it open.
     asked: Duration,
 }
@@ -109,8 +108,13 @@ impl Watch {
                 self.pause = None;
             }
             if let Err(fault) = self.step().await {
-                let lived = self.source.take().map(|source| source.since.elapsed());
-                self.pause = Some(self.list_watch.failed(lived));
+                let lived = self.source.take().map(|source| source.arriving.since.elapsed());
+                self.pause = Some(match fault.kind {
+                    Kind::Refused => self.list_watch.refused(lived),
+                    Kind::NoAnswer | Kind::Denied | Kind::Missing | Kind::Replaced | Kind::Gone | Kind::Busy(_) => {
+                        self.list_watch.failed(lived)
+                    }
+                });
                 // After the events that came before it.
                 self.ready.push_back(Err(fault.into_subnet_error("watching the nodes")));
             }
@@ -178,8 +182,8 @@ impl Watch {
         let found = self.list(&query, |_, node| has_it |= node.resource_version == mark.version).await;
         match found {
             Ok(_) => Ok(has_it),
-            // The change is too old, or the server is behind: "Too large resource version".
-            Err(fault) if fault.kind == Kind::Gone || fault.error.problem.contains("resource version") => Ok(false),
+            // The change is too old, or the server is behind.
+            Err(fault) if fault.kind == Kind::Gone || is_behind(&fault.error.problem) => Ok(false),
             Err(fault) => Err(fault),
         }
     }
@@ -189,7 +193,7 @@ impl Watch {
         let query =
             format!("allowWatchBookmarks=true&resourceVersion={}&timeoutSeconds={seconds}", percent_encoded(from));
         let arriving = self.store.api.watch_nodes(&query).await?;
-        Ok(Source { arriving, events: Events::default(), since: Instant::now(), asked: Duration::from_secs(seconds) })
+        Ok(Source { arriving, events: Events::default(), asked: Duration::from_secs(seconds) })
     }
 
     /// Reads what the watch sends next.
@@ -202,7 +206,7 @@ impl Watch {
             return Ok(());
         };
         let Some(bytes) = arrived? else {
-            self.pause = self.list_watch.ended(source.since.elapsed(), source.asked);
+            self.pause = self.list_watch.ended(source.arriving.since.elapsed(), source.asked);
             self.source = None;
             return Ok(());
         };
@@ -238,6 +242,12 @@ impl Watch {
             Some(Err(error)) => self.ready.extend([Err(self.store.not_an_address(&error)), Ok(LeaseEvent::Resumed)]),
         }
     }
+}
+
+/// Whether a server says that it has not reached a version: "Too large resource version", or, from 1.30 to 1.33, in
+/// etcd's words "required revision is a future revision".
+fn is_behind(problem: &str) -> bool {
+    problem.contains("resource version") || problem.contains("future revision")
 }
 
 /// Handles an event of a watch. Returns the event to report, if any.
