@@ -105,7 +105,8 @@ mod tests {
             message.header.family = AddressFamily::Inet6;
             message.header.prefix_len = 64;
             let addr = "2001:db8::1".parse().unwrap();
-            message.attributes = vec![AddressAttribute::Address(addr), AddressAttribute::Flags(AddressFlags::from_bits_retain(flags))];
+            message.attributes =
+                vec![AddressAttribute::Address(addr), AddressAttribute::Flags(AddressFlags::from_bits_retain(flags))];
             let mut batch = Batch::default();
             batch.push(RTM_NEWADDR, 0, &message);
             let message = messages(batch.bytes()).next().unwrap().unwrap();
