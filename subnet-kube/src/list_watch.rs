@@ -1,5 +1,6 @@
 //! The state machine of the watch, without I/O: what to do next, and from which version.
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use flannel_core::backoff::{Backoff, Jitter};
@@ -50,13 +51,24 @@ pub(crate) struct ListWatch {
     is_troubled: bool,
     /// How many checks in a row the server refused.
     refusals: u32,
+    /// Whether the version is requested only to find out whether the server refuses other requests too.
+    is_in_doubt: bool,
     backoff: Backoff,
 }
 
 impl ListWatch {
     pub(crate) fn new(jitter: Jitter) -> Self {
         let backoff = Backoff::up_to(LONGEST, jitter);
-        Self { step: Step::Probe, version: None, mark: None, is_fresh: false, is_troubled: false, refusals: 0, backoff }
+        Self {
+            step: Step::Probe,
+            version: None,
+            mark: None,
+            is_fresh: false,
+            is_troubled: false,
+            refusals: 0,
+            is_in_doubt: false,
+            backoff,
+        }
     }
 
     pub(crate) fn step(&self) -> Step {
@@ -72,7 +84,11 @@ impl ListWatch {
 
     /// Records the store's present version.
     pub(crate) fn probed(&mut self, version: String) {
-        self.step = Step::List(version);
+        if std::mem::take(&mut self.is_in_doubt) {
+            self.check();
+        } else {
+            self.step = Step::List(version);
+        }
     }
 
     /// Records whether the server has the change in question. If it has, the watch continues where it was. If not, its
@@ -158,6 +174,8 @@ impl ListWatch {
         self.is_troubled = true;
         self.refusals = 0;
         match self.step {
+            // The server is in trouble, and says nothing about its history.
+            Step::Probe if std::mem::take(&mut self.is_in_doubt) => self.check(),
             // The known state is discarded when a list begins.
             Step::Probe | Step::List(_) => self.list_again(),
             Step::Check(..) | Step::Open(_) | Step::Read => self.check(),
@@ -165,18 +183,19 @@ impl ListWatch {
         self.backoff.wait()
     }
 
-    /// Records a step that the server refused. As [`failed`](Self::failed), except that a check that is refused again
-    /// and again is followed by a list: it may mean, in words that are not known, that the server has another history.
+    /// Records a step that the server refused. As [`failed`](Self::failed), except for a check that is refused again and
+    /// again: it may mean, in words that are not known, that the server has another history. Then the version is
+    /// requested, and if the server answers that and refuses the check once more, everything is listed.
     pub(crate) fn refused(&mut self, lived: Option<Duration>) -> Duration {
         let refusals = match self.step {
             Step::Check(..) => self.refusals + 1,
             Step::Probe | Step::List(_) | Step::Open(_) | Step::Read => 0,
         };
         let wait = self.failed(lived);
-        if refusals < MOST_REFUSALS {
-            self.refusals = refusals;
-        } else {
-            self.list_again();
+        match refusals.cmp(&MOST_REFUSALS) {
+            Ordering::Less => self.refusals = refusals,
+            Ordering::Equal => (self.refusals, self.is_in_doubt, self.step) = (refusals, true, Step::Probe),
+            Ordering::Greater => self.list_again(),
         }
         wait
     }
@@ -199,7 +218,7 @@ impl ListWatch {
 
     /// Lists everything again.
     fn list_again(&mut self) {
-        (self.version, self.mark) = (None, None);
+        (self.version, self.mark, self.is_in_doubt) = (None, None, false);
         self.step = Step::Probe;
     }
 }
@@ -211,8 +230,8 @@ const LONGEST: Duration = Duration::from_millis(5500);
 const LASTING: Duration = Duration::from_secs(60);
 /// A watch that ends in order before this is not reopened at once.
 const SHORT: Duration = Duration::from_secs(1);
-/// How many refusals of a check in a row are followed by a list. A server that is only in trouble is not asked for
-/// everything at the first.
+/// After so many refusals of a check in a row, the server is asked whether it answers at all. A server that is only in
+/// trouble is not asked for everything.
 const MOST_REFUSALS: u32 = 3;
 
 #[cfg(test)]
@@ -315,37 +334,46 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_check_that_is_refused_three_times_in_a_row_is_followed_by_a_list() {
-        let check = Step::Check(mark("5"), "10".to_owned());
+    /// Returns a watch whose check was refused so often that the version is requested.
+    fn in_doubt() -> ListWatch {
         let mut list_watch = watching("10");
         list_watch.refused(None);
         for _ in 0..MOST_REFUSALS {
-            assert_eq!(list_watch.step(), check, "a refused watch is not a refused check");
+            assert_eq!(list_watch.step(), check_of("10"), "a refused watch is not a refused check");
             list_watch.refused(None);
         }
         assert_eq!(list_watch.step(), Step::Probe);
-        // Any other outcome ends the row.
-        let others: [fn(&mut ListWatch); 2] = [
-            |list_watch| {
-                list_watch.failed(None);
-            },
-            |list_watch| {
-                list_watch.checked(true);
-                list_watch.opened();
-                list_watch.silent();
-            },
-        ];
-        for other in others {
-            let mut list_watch = watching("10");
-            list_watch.silent();
-            for _ in 0..2 {
-                for _ in 1..MOST_REFUSALS {
-                    list_watch.refused(None);
-                }
-                assert_eq!(list_watch.step(), check);
-                other(&mut list_watch);
+        list_watch
+    }
+
+    fn check_of(version: &str) -> Step {
+        Step::Check(mark("5"), version.to_owned())
+    }
+
+    #[test]
+    fn a_check_that_a_server_refuses_which_answers_otherwise_is_followed_by_a_list() {
+        let mut list_watch = in_doubt();
+        list_watch.probed("7".to_owned());
+        assert_eq!(list_watch.step(), check_of("10"));
+        list_watch.refused(None);
+        assert_eq!(list_watch.step(), Step::Probe);
+        list_watch.probed("7".to_owned());
+        assert_eq!(list_watch.step(), list("7"));
+    }
+
+    #[test]
+    fn a_server_that_refuses_everything_for_a_while_is_not_asked_for_a_list() {
+        let refused: [fn(&mut ListWatch) -> Duration; 2] = [|it| it.refused(None), |it| it.failed(None)];
+        for refused in refused {
+            let mut list_watch = in_doubt();
+            refused(&mut list_watch);
+            for _ in 1..MOST_REFUSALS {
+                assert_eq!(list_watch.step(), check_of("10"), "counted from the first again");
+                list_watch.refused(None);
             }
+            assert_eq!(list_watch.step(), check_of("10"));
+            list_watch.checked(true);
+            assert_eq!(list_watch.step(), open_from("10"));
         }
     }
 

@@ -137,11 +137,11 @@ async fn a_server_that_asks_to_be_left_alone_is() {
     hasty.renew(&lease).await.unwrap();
     // A refused watch continues where it was, and so does one whose history cannot be checked.
     lab.proxy.expect(WATCH, Fault::status(502, "bad gateway"), 2);
-    for code in [500, 504] {
+    for code in [500, 502, 504] {
         lab.proxy.expect("resourceVersionMatch=Exact", Fault::status(code, "bad gateway"), 1);
     }
     let mut watcher = watch(&store).await;
-    watcher.until(WITHIN, "each of them", |seen| seen.errors.len() >= 4).await;
+    watcher.until(WITHIN, "each of them", |seen| seen.errors.len() >= 5).await;
     lab.annotate(nth, json!({ "public-ip": "203.0.113.77" })).await;
     watcher.until(WITHIN, "a change", |seen| !seen.holds(&lease)).await;
     assert_eq!(watcher.resets, 1);
