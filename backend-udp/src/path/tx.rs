@@ -31,9 +31,11 @@ const BATCH: usize = 128 << 10;
 const HEADERS: usize = MAX_DATAGRAMS * 128 + split::MAX_HEADERS;
 /// The alignment of each packet in the arena, in bytes.
 const ALIGNMENT: usize = 64;
-/// How long a batch waits for a full socket, in total. After that, each of its messages is tried once, and if the socket
-/// is still full, dropped as by a network card: hosts that do not answer must not delay the others.
+/// How long a batch waits for a full socket that accepts nothing. After that, each of its messages is tried once, and if
+/// the socket is still full, dropped as by a network card: hosts that do not answer must not delay the others.
 const FULL_SOCKET_WAIT: Duration = Duration::from_millis(50);
+/// How long a batch waits for a full socket that accepts a message from time to time: a slow link.
+const SLOW_SOCKET_WAIT: Duration = Duration::from_millis(200);
 /// The pause after a read error, or after repeated spurious wake-ups.
 const PAUSE: Duration = Duration::from_millis(50);
 /// How many spurious wake-ups are tolerated in a row.
@@ -210,12 +212,11 @@ impl Tx {
     fn send(&mut self) {
         if !self.outbox.messages().is_empty() {
             let bound = self.shared.bound();
-            let mut full_until = None;
             for family in Family::BOTH {
                 let is_of = |message: &&Message| Family::of(message.to.ip()) == family;
                 if self.outbox.messages().iter().any(|message| is_of(&message)) {
                     let socket = bound.sockets.get(family).map(|socket| &**socket);
-                    self.send_on(socket, family, &mut full_until);
+                    self.send_on(socket, family);
                 }
             }
         }
@@ -223,7 +224,7 @@ impl Tx {
         self.headers.clear();
     }
 
-    fn send_on(&mut self, socket: Option<&Socket>, family: Family, full_until: &mut Option<Instant>) {
+    fn send_on(&mut self, socket: Option<&Socket>, family: Family) {
         let messages = || self.outbox.messages().iter().filter(|message| Family::of(message.to.ip()) == family);
         let Some(socket) = socket else {
             let lost = messages().map(|message| message.count as u64).sum();
@@ -237,7 +238,7 @@ impl Tx {
                 batch.part(self.arena.get(datagram.payload.clone()).unwrap_or_default());
             }
         }
-        let mut outgoing = Outgoing { shared: &self.shared, cells: &self.cells, socket, full_until };
+        let mut outgoing = Outgoing { shared: &self.shared, cells: &self.cells, socket, full: None };
         let mut nth = 0;
         while nth < batch.len() {
             let (taken, refused) = outgoing.send(&mut batch, nth);
@@ -291,8 +292,14 @@ struct Outgoing<'a> {
     shared: &'a Shared,
     cells: &'a Cells,
     socket: &'a Socket,
-    /// The end of the batch's wait for a full socket, once it has begun.
-    full_until: &'a mut Option<Instant>,
+    full: Option<Full>,
+}
+
+/// The wait of a batch for a full socket, once it has begun.
+struct Full {
+    until: Instant,
+    /// The latest end.
+    most: Instant,
 }
 
 impl Outgoing<'_> {
@@ -301,12 +308,17 @@ impl Outgoing<'_> {
         loop {
             self.cells.calls.add(1);
             match batch.send(self.socket.as_fd(), nth) {
-                Ok(taken) => return (taken.max(1), None),
+                Ok(taken) => {
+                    if let Some(full) = &mut self.full {
+                        full.until = full.most.min(Instant::now() + FULL_SOCKET_WAIT);
+                    }
+                    return (taken.max(1), None);
+                }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
                     let now = Instant::now();
-                    let until = *self.full_until.get_or_insert(now + FULL_SOCKET_WAIT);
-                    let left = until.saturating_duration_since(now);
+                    let begin = || Full { until: now + FULL_SOCKET_WAIT, most: now + SLOW_SOCKET_WAIT };
+                    let left = self.full.get_or_insert_with(begin).until.saturating_duration_since(now);
                     if left.is_zero() || self.shared.is_stopping() {
                         return (0, Some(Errno::EAGAIN));
                     }
@@ -476,7 +488,7 @@ mod tests {
             let mut batch = sender.batch();
             batch.message(local, None);
             batch.part(b"packet");
-            Outgoing { shared: &shared, cells: &cells, socket: &socket, full_until: &mut None }.send(&mut batch, 0)
+            Outgoing { shared: &shared, cells: &cells, socket: &socket, full: None }.send(&mut batch, 0)
         };
         assert_eq!((send(), socket.is_lost()), ((1, None), false));
         ns.destroy_udp_sockets(local.port()).unwrap();
