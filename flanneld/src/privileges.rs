@@ -46,12 +46,13 @@ pub(crate) fn reduce() -> Result<(), PrivilegeError> {
     nix::sys::prctl::set_no_new_privs().map_err(PrivilegeError::NoNewPrivs)
 }
 
-/// Returns CAP_NET_ADMIN, and CAP_NET_RAW unless `iptables` is the nf_tables variant: the legacy one uses a raw socket.
-/// Before 1.8 there was no other, and a wrapper may choose either.
+/// Returns CAP_NET_ADMIN, and CAP_NET_RAW unless `iptables` and `ip6tables` are of the nf_tables variant: the legacy one
+/// uses a raw socket. Before 1.8 there was no other, and a wrapper may choose either.
 fn needed() -> CapsHashSet {
     let path = env::var_os("PATH").unwrap_or_default();
-    let iptables = env::split_paths(&path).find_map(|dir| dir.join("iptables").canonicalize().ok());
-    let raw = iptables.is_some_and(|program| may_be_legacy(&program)).then_some(Capability::CAP_NET_RAW);
+    let find = |name: &&str| env::split_paths(&path).find_map(|dir| dir.join(name).canonicalize().ok());
+    let mut tools = ["iptables", "ip6tables"].iter().filter_map(find);
+    let raw = tools.any(|program| may_be_legacy(&program)).then_some(Capability::CAP_NET_RAW);
     [Capability::CAP_NET_ADMIN].into_iter().chain(raw).collect()
 }
 
