@@ -31,7 +31,7 @@ pub(super) struct Host<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Agents {
     None,
-    /// One that answers.
+    /// One of this program.
     Ours,
     /// Another, such as a Go flannel before an upgrade: what it uses becomes free when it is stopped.
     Another,

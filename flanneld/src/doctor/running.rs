@@ -73,13 +73,16 @@ pub(super) fn identity(running: &Running) -> Finding {
     Finding::new("identity", Severity::Error, found, fix)
 }
 
-/// Returns which agents of the overlay run in this network namespace.
+/// Returns which agents of the overlay run in this network namespace, as far as this user may see them.
 pub(super) fn agents(options: &Options, running: Option<&Running>) -> Agents {
-    let is_of_overlay = |agent: &processes::Agent| agent.overlay == options.overlay.as_str();
-    match running {
-        Some(_) => Agents::Ours,
-        None if processes::agents().iter().any(is_of_overlay) => Agents::Another,
-        None => Agents::None,
+    let mut agents = processes::agents();
+    agents.retain(|agent| agent.overlay == options.overlay.as_str());
+    if running.is_some() || agents.iter().any(|agent| agent.is_this_program) {
+        Agents::Ours
+    } else if agents.is_empty() {
+        Agents::None
+    } else {
+        Agents::Another
     }
 }
 
