@@ -35,7 +35,7 @@ complete -c flanneld -o node-name -x -d 'name of this node in the embedded store
 complete -c flanneld -o overlay-name -x -d 'name that marks the kernel objects of this overlay'
 complete -c flanneld -o subnet-lease-ttl -x -d 'time to live of this node\'s lease, 2 to 43200'
 complete -c flanneld -o state-file -r -F -d 'file for lease and peers, used if the node boots while etcd or Kubernetes is unavailable; OVERLAY stands for -overlay-name; empty: none'
-complete -c flanneld -o subnet-file -r -F -d 'file with subnet, network and MTU for the CNI plug-in; default for another -overlay-name: /run/flannel/OVERLAY.env'
+complete -c flanneld -o subnet-file -r -F -d 'file with subnet, network and MTU for the CNI plug-in; one for each overlay'
 complete -c flanneld -o on-lease-loss -x -a 'reacquire keep stop' -d 'what to do if another node takes the lease'
 complete -c flanneld -o on-config-change -x -a 'keep restart' -d 'what to do if the network configuration in the store changes: keep the former one until a restart, or restart: exit with code 4, to be started again'
 complete -c flanneld -o ip-masq -d 'masquerade traffic that leaves the overlay'

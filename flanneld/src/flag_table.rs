@@ -188,7 +188,7 @@ pub(crate) const GROUPS: &[Group] = &[
                 "subnet-file",
                 Text("FILE"),
                 "/run/flannel/subnet.env",
-                "file with subnet, network and MTU for the CNI plug-in; default for another -overlay-name: /run/flannel/OVERLAY.env",
+                "file with subnet, network and MTU for the CNI plug-in; one for each overlay",
             ),
             flag(
                 "on-lease-loss",

@@ -189,7 +189,6 @@ impl Options {
         let store = StoreOptions::read(values, public, variable, hostname)?;
         Ok(Self {
             state_file: state_file(values, &store.location, &overlay),
-            subnet_file: subnet_file(values, &overlay)?,
             overlay,
             uplink: match uplink(values)? {
                 Some(uplink) => uplink,
@@ -199,6 +198,7 @@ impl Options {
             },
             store,
             public,
+            subnet_file: path(values, "subnet-file")?,
             on_loss: on_loss(values)?,
             audit_every: Duration::from_secs(values.number("audit-interval", 1, 600)?.into()),
             firewall: FirewallOptions::read(values)?,
@@ -392,14 +392,6 @@ fn path(values: &Values, name: &'static str) -> Result<PathBuf, UsageError> {
     if text.is_empty() { Err(UsageError::value(name, text, "give a path")) } else { Ok(text.into()) }
 }
 
-/// An overlay of another name has a file of its own by default: two agents would overwrite each other's.
-fn subnet_file(values: &Values, overlay: &OverlayName) -> Result<PathBuf, UsageError> {
-    let file = path(values, "subnet-file")?;
-    let is_first = *overlay == OverlayName::default();
-    let own = || file.with_file_name(format!("{overlay}.env"));
-    Ok(if is_first || values.is_given("subnet-file") { file } else { own() })
-}
-
 /// Returns `None` for the embedded store: a directory is always available.
 fn state_file(values: &Values, location: &StoreLocation, overlay: &OverlayName) -> Option<StateFile> {
     let text = values.text("state-file");
@@ -488,10 +480,6 @@ mod tests {
     fn the_defaults_are_flannels_but_for_the_loopback() {
         let options = read("").unwrap();
         assert_eq!(options.subnet_file, PathBuf::from("/run/flannel/subnet.env"));
-        let file = |args| read(args).unwrap().subnet_file;
-        assert_eq!(file("-overlay-name blue"), PathBuf::from("/run/flannel/blue.env"));
-        let given = "/run/flannel/subnet.env";
-        assert_eq!(file(&format!("-overlay-name blue -subnet-file {given}")), PathBuf::from(given));
         assert!(options.healthz.is_none() && options.firewall.masquerade.is_none());
         assert_eq!(options.firewall.forward, Forward::Accept);
         let StoreLocation::Etcd(etcd) = &options.store.location else { panic!("{:?}", options.store) };
