@@ -474,11 +474,10 @@ async fn store_call(
     match call {
         StoreCall::Renew(lease) => subnets.renew(&lease).await,
         StoreCall::Acquire(want) => {
+            // An error is left to `acquire`, which asks the store itself: the configuration may be a file of this host.
             match subnets.network_config().await {
                 Ok(stored) if !config.is_same_overlay(&stored) => return Err(SubnetError::Reconfigured),
-                // If the store does not answer, `acquire` checks the lease itself.
-                Ok(_) | Err(SubnetError::Unavailable { .. } | SubnetError::Denied { .. }) => {}
-                Err(error) => return Err(error),
+                Ok(_) | Err(_) => {}
             }
             acquire(&*subnets, &node, &config, want).await
         }

@@ -1,7 +1,7 @@
 //! Access to `subnet.env` and the record of former networks beside it.
 //!
 //! A disk may hang, and work that has begun on a thread goes on after its future was dropped. So the work on the files
-//! of an [`Overlay`](crate::overlay::Overlay) is done one at a time and in order, and work of a run or removal that has
+//! of an [`Overlay`](crate::overlay::Overlay) is done one at a time, and work of a run or removal that has
 //! ended does not begin any more: a later one finds its files as it left them.
 
 use std::io;
@@ -37,8 +37,8 @@ impl HostFiles {
 }
 
 impl Access {
-    /// Does work that may block, on a thread of its own, after all work that was given before. If the future is dropped,
-    /// work that has begun is finished nevertheless, and other work never begins.
+    /// Does work that may block, on a thread of its own, after work that waits already. If the future is dropped, work
+    /// that has begun is finished nevertheless, and work that has not even a thread never begins.
     pub(crate) fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -101,10 +101,12 @@ pub(crate) async fn read(seams: &Seams, settings: &Settings) -> Named {
     }
     tracing::warn!(target: "flannel::subnet_env", "subnet.env is not read yet; waiting: check its file system");
     let error = "it is not read yet: its file system does not answer".to_owned();
-    seams.status.send_modify(|status| status.last_error = Some(format!("subnet.env: {error}")));
+    let shown = Some(format!("subnet.env: {error}"));
+    seams.status.send_modify(|status| status.last_error.clone_from(&shown));
     seams.show_wait(Wait::SubnetEnv { error: Some(error) });
     let named = read.await;
     seams.show_wait(Wait::SubnetEnv { error: None });
+    seams.status.send_if(|status| status.last_error == shown, |status| status.last_error = None);
     named
 }
 

@@ -15,7 +15,7 @@ use crate::lease::{Lease, LeaseAttrs, LeaseEvent};
 use crate::net::{Dual, Prefix};
 use crate::overlay::builder::Factory;
 use crate::overlay::former_networks::{self, Retention};
-use crate::overlay::host_files;
+use crate::overlay::host_files::{self, Named};
 use crate::overlay::run::{OverlayError, Seams};
 use crate::overlay::start::Claimed;
 use crate::overlay::survey;
@@ -68,11 +68,10 @@ pub(crate) async fn remove(
     let config = patiently(seams, "removing", seams.subnets.network_config()).await;
     let configured = config.as_ref().ok().map(|config| config.networks.map(|_, network| network.prefix));
     // The network may have changed since: all networks are cleared, the present one last.
-    let Some(named) = host_files::read_in_time(seams, settings).await else {
-        // Nothing is removed that only these files name, so nothing is forgotten either.
-        return Err(files_hang(settings));
-    };
-    let mut remembered = named.networks;
+    let named = host_files::read_in_time(seams, settings).await;
+    // Then what only these files name is neither removed nor forgotten.
+    let hang = named.is_none();
+    let Named { subnets: named, networks: mut remembered } = named.unwrap_or_default();
     remembered.retain(|networks| Some(*networks) != configured);
     let last = configured.or_else(|| remembered.pop()).unwrap_or_default();
     // A removal holds it to the end: nothing is changed while an agent runs, and an agent that started meanwhile would
@@ -87,7 +86,7 @@ pub(crate) async fn remove(
     // Read before the devices are deleted: they show which address of the host was published, and which node owns a
     // lease.
     let node = match config {
-        Ok(config) => Node::find(seams, settings, backends, config, named.subnets).await,
+        Ok(config) => Node::find(seams, settings, backends, config, named).await,
         Err(error) => Err(chain(&error)),
     };
     let (mut former, mut claims) = (Vec::new(), Vec::new());
@@ -111,6 +110,7 @@ pub(crate) async fn remove(
     let cleared = clear_marked(seams, settings, extent, last, former, mode).await?;
     (removed.objects, removed.deletions) = (cleared.objects, cleared.listed);
     let env = match (mode, &settings.subnet_env) {
+        _ if hang => Err(files_hang(settings)),
         (Mode::Remove, _) => delete_env(seams, settings, Retention::Delete).await,
         (Mode::Preview, Some(file)) => {
             let (path, access) = (file.path.clone(), seams.files.access());
@@ -120,6 +120,7 @@ pub(crate) async fn remove(
         (Mode::Preview, None) => Ok(false),
     };
     let gone = match node {
+        _ if hang => Err("subnet.env cannot be read, and may name another lease".to_owned()),
         Ok(node) => node.give_back(seams, mode).await,
         Err(error) => Err(error),
     };
@@ -185,7 +186,7 @@ impl Extent {
     }
 }
 
-/// The error of a removal that cannot read which networks it has to clear.
+/// The error of a removal that cannot read which former networks and which lease are this node's.
 fn files_hang(settings: &Settings) -> OverlayError {
     let path = settings.subnet_env.as_ref().map(|file| file.path.clone()).unwrap_or_default();
     OverlayError::SubnetEnv { path, source: std::io::ErrorKind::TimedOut.into() }

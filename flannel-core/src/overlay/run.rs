@@ -125,7 +125,9 @@ pub enum OverlayError {
     #[error("the network configuration changed: start the agent again to use the new one")]
     Reconfigured,
     /// A preview was not answered in time. Retry once the cause is fixed.
-    #[error("no answer within {within:?} ({waited_for}): check that the lease store runs and is reachable, then retry")]
+    #[error(
+        "no answer within {within:?} ({waited_for}): check what it waited for, such as the lease store, then retry"
+    )]
     Unanswered {
         /// How long it waited.
         within: Duration,

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use flannel_core::backend::Backend;
-use flannel_core::kernel::{Device, KernelError, LinkKind, Op};
+use flannel_core::kernel::{Device, KernelError, Link, LinkKind, LinkName, Op, OverlayName, Vxlan};
 use flannel_core::net::{Prefix, Vni};
 use flannel_core::overlay::{EnvFile, Event, Masquerade, OverlayError, Phase, Status, SubnetEnvFile, Teardown};
 use flannel_core::subnet::SubnetError;
@@ -121,8 +121,12 @@ fn a_removal_that_gave_up_on_a_hung_disk_deletes_no_later_file() {
         std::fs::write(&file.path, "FLANNEL_NETWORK=10.42.0.0/16\n").unwrap();
         let builder = node.builder().subnet_env(file.clone());
         let overlay = builder.build(Arc::new(node.store.clone()), Arc::new(node.kernel.clone())).unwrap();
+        let mut device = Link::new(LinkName::new("old0").unwrap(), LinkKind::Vxlan(Vxlan::new(Vni::ONE)), 1450);
+        device.group = OverlayName::default().mark();
+        node.kernel.add_link(device).unwrap();
         let removed = while_time_passes(overlay.remove()).await;
         assert!(matches!(removed, Err(OverlayError::SubnetEnv { .. })), "{removed:?}");
+        assert_eq!(node.kernel.link_index("old0"), None, "what the mark shows is removed");
         drop(disk);
         // What waited for the thread has run after this.
         tokio::task::spawn_blocking(|| {}).await.unwrap();
