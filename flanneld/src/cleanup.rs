@@ -28,8 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 #[error("running in this network namespace: {}; stop it first (-force ignores a running Go flannel, which then has to be restarted)", listed(.0))]
 pub(crate) struct AgentsRun(Vec<Agent>);
 
-/// Removes everything of this overlay, or only returns what would be removed. After the devices, every further step is
-/// taken even if one before it failed: see [`Report::failed`].
+/// Removes everything of this overlay, or only returns what would be removed. Once the overlay itself is removed, every
+/// further step is taken even if one before it failed: see [`Report::failed`].
 pub(crate) async fn cleanup(options: &Options) -> Result<Report, CommandError> {
     privileges::check()?;
     let mut agents = processes::agents();

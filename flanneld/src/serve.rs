@@ -322,11 +322,15 @@ mod tests {
 
     #[test]
     fn the_unspecified_address_is_that_of_both_families() {
-        let listener = listen(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        for addr in [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))] {
-            std::net::TcpStream::connect(addr).unwrap_or_else(|error| panic!("{addr}: {error}"));
-        }
+        let both = testkit::Namespace::new("both").unwrap();
+        both.run(|| {
+            let listener = listen(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0)).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            for addr in [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))] {
+                std::net::TcpStream::connect(addr).unwrap_or_else(|error| panic!("{addr}: {error}"));
+            }
+        })
+        .unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -131,10 +131,13 @@ fn a_lease_lost_after_the_network_changed_is_not_taken_in_the_other_network() {
     let [key] = cluster.keys_of(1).try_into().unwrap();
     cluster.delete(&format!("{SUBNETS}/{key}"));
     let told = || {
-        let error = status(&agents[0])["status"]["store"]["error"].as_str().unwrap_or_default().to_owned();
+        let error = status(&agents[0])["status"]["lease_refused"].as_str().unwrap_or_default().to_owned();
         error.contains("network configuration changed") && error.contains("restart")
     };
     agents[0].until("told why it takes none", told);
+    assert_eq!(status(&agents[0])["status"]["store"]["kind"], "live");
+    let metric = |name: &str| agents[0].metric(name);
+    assert_eq!((metric("flannel_store_up"), metric("flannel_lease_refused")), (Some(1.0), Some(1.0)));
     assert_eq!((routes(cluster.ns(1)), read(&cluster.site.subnet_file(1))), before);
     assert!(cluster.keys_of(1).is_empty(), "{:?}", cluster.records());
     let doctor = cluster.run(1, &["doctor"]).out;
