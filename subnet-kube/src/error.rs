@@ -302,7 +302,8 @@ mod tests {
     /// A token that expires is fetched again for a request: the error is then any layer's.
     #[test]
     fn no_secret_of_a_credential_plug_in_is_shown_however_its_error_arrives() {
-        let errors: [(fn() -> AuthError, &str); 5] = [
+        type Make = fn() -> AuthError;
+        let errors: [(Make, &str); 5] = [
             (failed_run, "failed with exit status: 3"),
             (|| AuthError::AuthExecStart(io::Error::other("swordfish")), "cannot be started"),
             (|| AuthError::AuthExec("swordfish".to_owned()), "no credentials"),
