@@ -25,7 +25,11 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Agents of this overlay, or of Go flannel, run here.
 #[derive(Debug, thiserror::Error)]
-#[error("running in this network namespace: {}; stop it first (-force ignores a running Go flannel, which then has to be restarted)", listed(.0))]
+#[error(
+    "running in this network namespace: {}; stop it first (-force ignores a running Go flannel, which then has to be \
+     restarted)",
+    listed(.0)
+)]
 pub(crate) struct AgentsRun(Vec<Agent>);
 
 /// Removes everything of this overlay, or only returns what would be removed. Once the overlay itself is removed, every

@@ -332,12 +332,8 @@ fn uplink(values: &Values) -> Result<Option<Select>, UsageError> {
         });
     }
     for text in values.texts("iface-regex") {
-        if text.is_empty() {
-            choices.push(Select::DefaultRoute);
-            continue;
-        }
-        let pattern = Pattern::new(text).map_err(|error| UsageError::value("iface-regex", text, error))?;
-        choices.push(Select::Regex(pattern));
+        let pattern = || Pattern::new(text).map_err(|error| UsageError::value("iface-regex", text, error));
+        choices.push(if text.is_empty() { Select::DefaultRoute } else { Select::Regex(pattern()?) });
     }
     let reach = values.text("iface-can-reach");
     if !reach.is_empty() {

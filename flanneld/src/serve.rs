@@ -103,8 +103,8 @@ impl ServeAddress {
     }
 }
 
-/// Listens on an address. The unspecified IPv4 address means all addresses of both families, as in Go: kubelet's probes
-/// of a node with IPv6 alone come by IPv6.
+/// Listens on an address. The unspecified IPv4 address means all addresses of both families, as in Go: the
+/// kubelet of a node without IPv4 probes by IPv6.
 fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     let both = (addr.ip() == Ipv4Addr::UNSPECIFIED).then(|| listen_on_both(addr.port()));
     let listener = match both {

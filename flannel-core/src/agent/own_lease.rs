@@ -17,12 +17,11 @@ use super::{Cause, Machine, prefixes_of};
 impl Machine {
     pub(super) fn lease_answer(&mut self, now: BootTime, answer: Result<Lease, SubnetError>) {
         let (outcome, error) = self.renewal.answered(answer, now);
-        let text = error.as_ref().map(|error| chain(error));
-        match (error, text) {
-            (Some(error), Some(text)) if !error.is_answer() => self.store_trouble(Source::Calls, now, text),
-            (error, text) => {
+        match error {
+            Some(error) if !error.is_answer() => self.store_trouble(Source::Calls, now, chain(&error)),
+            error => {
                 self.store_well(Source::Calls);
-                self.show_refused_lease(text);
+                self.show_refused_lease(error.as_ref().map(|error| chain(error)));
                 if matches!(error, Some(SubnetError::Reconfigured)) {
                     self.reconfiguration.ask();
                 }

@@ -73,8 +73,8 @@ impl Phase {
 pub enum Contact {
     /// The store has not answered yet.
     Never,
-    /// The store answers: the watch is live, and so are the calls about this node's lease, even if the answer is that
-    /// there is none ([`Status::lease_refused`]).
+    /// The store answers: neither the watch nor the calls about this node's lease fail. An answer that grants no lease
+    /// ([`Status::lease_refused`]) is not a failure.
     Live,
     /// The watch or the calls fail. The two are tracked independently: a live watch does not mean that renewals work.
     Lost {
@@ -211,8 +211,8 @@ pub struct Status {
     /// The held lease. `None` before it is acquired, and after it was lost or released.
     pub lease: Option<Arc<Lease>>,
     /// Why the store last refused to grant or renew this node's lease, as text: the pool is full, the configuration or
-    /// this node's subnets are missing, or the configuration changed. `None` once a lease is granted or renewed. Contact
-    /// with the store is a matter of its own: [`store`](Self::store).
+    /// this node's subnets are missing, or the configuration changed. `None` once a lease is granted or renewed.
+    /// Independent of contact with the store ([`store`](Self::store)).
     pub lease_refused: Option<String>,
     /// The contention for this node's record by another program; `None` if there is none.
     pub contended: Option<Contended>,

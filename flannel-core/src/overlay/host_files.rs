@@ -1,8 +1,8 @@
 //! Access to `subnet.env` and the record of former networks beside it.
 //!
 //! A disk may hang, and work that has begun on a thread goes on after its future was dropped. So the work on the files
-//! of an [`Overlay`](crate::overlay::Overlay) is done one at a time, and work of a run or removal that has
-//! ended does not begin any more: a later one finds its files as it left them.
+//! of an [`Overlay`](crate::overlay::Overlay) is done one at a time, and work of a run or removal that has ended does not
+//! begin any more: it cannot change the files of a later one.
 
 use std::io;
 use std::pin::pin;
@@ -37,8 +37,8 @@ impl HostFiles {
 }
 
 impl Access {
-    /// Does work that may block, on a thread of its own, after work that waits already. If the future is dropped, work
-    /// that has begun is finished nevertheless, and work that has not even a thread never begins.
+    /// Does work that may block, on a thread of its own, after work that waits already. If the future is dropped while the
+    /// work waits for its turn, the work never begins. Work that has begun is always finished.
     pub(crate) fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,

@@ -69,8 +69,8 @@ pub(crate) async fn remove(
     let configured = config.as_ref().ok().map(|config| config.networks.map(|_, network| network.prefix));
     // The network may have changed since: all networks are cleared, the present one last.
     let named = host_files::read_in_time(seams, settings).await;
-    // Then what only these files name is neither removed nor forgotten.
-    let hang = named.is_none();
+    // What only unread files name is neither removed nor forgotten.
+    let is_unread = named.is_none();
     let Named { subnets: named, networks: mut remembered } = named.unwrap_or_default();
     remembered.retain(|networks| Some(*networks) != configured);
     let last = configured.or_else(|| remembered.pop()).unwrap_or_default();
@@ -110,7 +110,7 @@ pub(crate) async fn remove(
     let cleared = clear_marked(seams, settings, extent, last, former, mode).await?;
     (removed.objects, removed.deletions) = (cleared.objects, cleared.listed);
     let env = match (mode, &settings.subnet_env) {
-        _ if hang => Err(files_hang(settings)),
+        _ if is_unread => Err(files_hang(settings)),
         (Mode::Remove, _) => delete_env(seams, settings, Retention::Delete).await,
         (Mode::Preview, Some(file)) => {
             let (path, access) = (file.path.clone(), seams.files.access());
@@ -120,7 +120,7 @@ pub(crate) async fn remove(
         (Mode::Preview, None) => Ok(false),
     };
     let gone = match node {
-        _ if hang => Err("subnet.env cannot be read, and may name another lease".to_owned()),
+        _ if is_unread => Err("subnet.env cannot be read, and may name another lease".to_owned()),
         Ok(node) => node.give_back(seams, mode).await,
         Err(error) => Err(error),
     };

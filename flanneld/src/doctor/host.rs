@@ -170,7 +170,8 @@ impl Host<'_> {
         }
         match self.env.and_then(|env| env.mtu) {
             Some(written) if written.0 > most => {
-                let fix = "(re)start the agent, then the pods, which keep the MTU that they were created with";
+                let fix =
+                    "start or restart the agent, then restart the pods: they keep the MTU that they were created with";
                 let found = format!(
                     "subnet.env gives pods MTU {written}, and {} has room for {most}: large packets are lost",
                     uplink.name
