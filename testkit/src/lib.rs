@@ -33,9 +33,9 @@ pub mod firewall_contract;
 pub mod go_flannel;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
+pub mod monitoring;
 pub mod namespace;
 pub mod probe;
-pub mod prometheus;
 pub mod sabotage;
 pub mod userns;
 

@@ -10,7 +10,7 @@ use std::{fs, iter};
 use flannel_core::overlay::Event;
 use regex::Regex;
 use serde_json::{Value, json};
-use testkit::kubernetes;
+use testkit::{kubernetes, monitoring};
 
 use crate::harness::{Agent, CommandOutput, Site, VXLAN, bare};
 use crate::store::Cluster;
@@ -26,13 +26,17 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/monitoring")
 }
 
+fn run(program: PathBuf, args: &[&str], input: &str) -> CommandOutput {
+    let mut program = bare(Command::new(program));
+    program.args(args).current_dir(folder());
+    program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut program = program.spawn().unwrap();
+    program.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    program.wait_with_output().unwrap().into()
+}
+
 fn promtool(args: &[&str], input: &str) -> CommandOutput {
-    let mut promtool = bare(Command::new(testkit::prometheus::promtool().unwrap()));
-    promtool.args(args).current_dir(folder());
-    promtool.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut promtool = promtool.spawn().unwrap();
-    promtool.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    promtool.wait_with_output().unwrap().into()
+    run(monitoring::promtool().unwrap(), args, input)
 }
 
 /// Head and body of the page, for a client that accepts `accept`.
@@ -72,9 +76,13 @@ fn alerts() -> Vec<(String, String)> {
     rules.map(|rule| (text(&rule["alert"]).to_owned(), text(&rule["expr"]).to_owned())).collect()
 }
 
+fn dashboard() -> String {
+    fs::read_to_string(folder().join("dashboard.json")).unwrap()
+}
+
 /// The dashboard's queries: title of the panel, expression and legend.
 fn queries() -> Vec<(String, String, String)> {
-    let dashboard: Value = serde_json::from_str(&fs::read_to_string(folder().join("dashboard.json")).unwrap()).unwrap();
+    let dashboard: Value = serde_json::from_str(&dashboard()).unwrap();
     let targets = |panel: &Value| {
         let title = text(&panel["title"]).to_owned();
         let targets = panel["targets"].as_array().unwrap().clone();
@@ -192,4 +200,13 @@ fn promtool_accepts_the_alerts_their_tests_and_the_queries_of_the_dashboard() {
     fs::write(file.path(), rules).unwrap();
     let checked = promtool(&["check", "rules", file.path().to_str().unwrap()], "");
     assert_eq!(checked.code, Some(0), "{checked:?}");
+}
+
+#[test]
+fn the_dashboard_has_all_fields_of_grafanas_schema_and_no_others() {
+    let check = |dashboard: &str| run(monitoring::grafana_schema().unwrap(), &[], dashboard);
+    let checked = check(&dashboard());
+    assert_eq!((checked.code, checked.err.as_str()), (Some(0), ""), "{checked:?}");
+    let refused = check(&dashboard().replace("\"legendFormat\"", "\"legend\""));
+    assert!(refused.code == Some(1) && refused.err.contains("unexpected field 'legend'"), "{refused:?}");
 }
