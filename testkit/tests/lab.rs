@@ -62,9 +62,10 @@ fn nodes_reach_one_another_and_the_switch() {
     let underlay = lab(Families::Dual);
     let [one, two] = underlay.nodes() else { panic!("two nodes") };
     for family in Family::BOTH {
-        probe::ping(&one.ns, two.addr(family).unwrap(), SECOND).unwrap();
+        // The first neighbour solicitation may be lost, and is repeated after a second.
+        probe::until_reply(&one.ns, two.addr(family).unwrap(), 5 * SECOND).unwrap();
     }
-    probe::ping(&one.ns, "10.89.0.1".parse().unwrap(), SECOND).unwrap();
+    probe::until_reply(&one.ns, "10.89.0.1".parse().unwrap(), 5 * SECOND).unwrap();
     assert!(probe::ping(&one.ns, "10.89.7.7".parse().unwrap(), Duration::from_millis(50)).is_err());
 }
 
