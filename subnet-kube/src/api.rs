@@ -27,6 +27,10 @@ const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove
 /// The longest time to wait when a server asks for it. Up to a fifth is added.
 const MOST_BUSY: Duration = Duration::from_secs(60);
 
+/// How long the answer to a list of all Nodes may take to begin, unless other answers may take longer. A busy server
+/// queues such a list for up to 15 s before it refuses it.
+const LIST_BEGINS: Duration = Duration::from_secs(30);
+
 /// How much of an error response is read, in bytes.
 const MAX_REFUSAL: usize = 64 << 10;
 
@@ -48,6 +52,14 @@ pub(crate) struct Review {
     pub(crate) date: Option<Timestamp>,
 }
 
+/// How many Nodes are in a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// At most one.
+    One,
+    All,
+}
+
 /// A body that is being received.
 pub(crate) struct Arriving {
     body: Body,
@@ -55,8 +67,10 @@ pub(crate) struct Arriving {
     server: Arc<str>,
     /// When the request was sent.
     pub(crate) since: Instant,
-    /// How long it may take.
+    /// How long it may take, if it is read whole.
     limit: Duration,
+    /// How long the next bytes may take, if it is read piece by piece.
+    pause: Duration,
 }
 
 impl Arriving {
@@ -79,18 +93,18 @@ impl Arriving {
         }
     }
 
-    /// Returns the next bytes, and waits for them as long as for an answer.
+    /// Returns the next bytes, and waits for them as long as for the answer to a small request.
     ///
     /// # Cancel safety
     /// As [`next`](Self::next).
     pub(crate) async fn next_in_time(&mut self) -> Result<Option<Bytes>, Fault> {
-        let limit = self.limit;
-        timeout(limit, self.next()).await.unwrap_or_else(|_| Err(self.late()))
+        let pause = self.pause;
+        timeout(pause, self.next()).await.unwrap_or_else(|_| Err(self.late(pause)))
     }
 
     /// Returns the whole body, of at most `max` bytes, before the request has taken too long.
     async fn whole(mut self, max: usize) -> Result<Vec<u8>, Fault> {
-        let until = self.since + self.limit;
+        let (limit, until) = (self.limit, self.since + self.limit);
         let read = async {
             let mut whole = Vec::new();
             while let Some(bytes) = self.next().await? {
@@ -103,11 +117,11 @@ impl Arriving {
             Ok(whole)
         };
         let read = timeout_at(until, read).await;
-        read.unwrap_or_else(|_| Err(self.late()))
+        read.unwrap_or_else(|_| Err(self.late(limit)))
     }
 
-    fn late(&self) -> Fault {
-        Fault::late(self.limit).at(&self.server)
+    fn late(&self, after: Duration) -> Fault {
+        Fault::late(after).at(&self.server)
     }
 }
 
@@ -176,8 +190,13 @@ impl Api {
     }
 
     /// Starts to read a list of Nodes.
-    pub(crate) async fn list_nodes(&self, query: &str) -> Result<Arriving, Fault> {
-        self.open(Method::GET, &format!("/api/v1/nodes?{query}"), Vec::new(), Rule::ListNodes).await
+    pub(crate) async fn list_nodes(&self, extent: Extent, query: &str) -> Result<Arriving, Fault> {
+        let request = request(Method::GET, &format!("/api/v1/nodes?{query}"), Vec::new(), Rule::ListNodes)?;
+        let begins = match extent {
+            Extent::One => self.timeouts.request,
+            Extent::All => self.timeouts.request.max(LIST_BEGINS),
+        };
+        self.send(request, Rule::ListNodes, begins).await.map(|(_, arriving)| arriving)
     }
 
     /// Starts to watch the Nodes.
@@ -195,29 +214,21 @@ impl Api {
 
     /// Sends a request, and waits until the answer starts.
     async fn answer(&self, method: Method, path: &str, body: Vec<u8>, rule: Rule) -> Result<(Parts, Arriving), Fault> {
+        self.send(request(method, path, body, rule)?, rule, self.timeouts.request).await
+    }
+
+    /// Sends a request, and waits until the answer starts, for at most `limit`.
+    async fn send(&self, request: Request<Body>, rule: Rule, limit: Duration) -> Result<(Parts, Arriving), Fault> {
         let busy_until = *locked(&self.busy_until);
         if let Some(until) = busy_until {
             sleep_until(until).await;
         }
-        let kind = match method {
-            Method::PATCH => Some("application/strategic-merge-patch+json"),
-            Method::POST => Some("application/json"),
-            _ => None,
-        };
-        let mut request = Request::builder().method(method).uri(path).header(ACCEPT, protobuf::TYPE);
-        if rule == Rule::WatchNodes {
-            // Since 1.37, servers compress each event separately, and kube's client reads only the first.
-            request = request.header(ACCEPT_ENCODING, "identity");
-        }
-        if let Some(kind) = kind {
-            request = request.header(CONTENT_TYPE, kind);
-        }
-        let request = request.body(Body::from(body)).map_err(|error| Fault::malformed(&error))?;
-        let (since, limit) = (Instant::now(), self.timeouts.request);
+        let since = Instant::now();
         let response = timeout_at(since + limit, self.client.send(request)).await.map_err(|_| Fault::late(limit));
         let response = response.and_then(|sent| sent.map_err(|error| Fault::of(&error)));
         let (head, body) = response.map_err(|fault| fault.at(&self.server))?.into_parts();
-        let arriving = Arriving { body, server: Arc::clone(&self.server), since, limit };
+        let server = Arc::clone(&self.server);
+        let arriving = Arriving { body, server, since, limit, pause: self.timeouts.request };
         if head.status.is_success() {
             let kind = head.headers.get(CONTENT_TYPE).map_or(&b"nothing"[..], |kind| kind.as_bytes());
             if !kind.starts_with(protobuf::TYPE.as_bytes()) {
@@ -239,6 +250,23 @@ impl Api {
         }
         Err(fault)
     }
+}
+
+fn request(method: Method, path: &str, body: Vec<u8>, rule: Rule) -> Result<Request<Body>, Fault> {
+    let kind = match method {
+        Method::PATCH => Some("application/strategic-merge-patch+json"),
+        Method::POST => Some("application/json"),
+        _ => None,
+    };
+    let mut request = Request::builder().method(method).uri(path).header(ACCEPT, protobuf::TYPE);
+    if rule == Rule::WatchNodes {
+        // Since 1.37, servers compress each event separately, and kube's client reads only the first.
+        request = request.header(ACCEPT_ENCODING, "identity");
+    }
+    if let Some(kind) = kind {
+        request = request.header(CONTENT_TYPE, kind);
+    }
+    request.body(Body::from(body)).map_err(|error| Fault::malformed(&error))
 }
 
 /// Returns the fault of a refused request.

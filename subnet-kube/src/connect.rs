@@ -13,7 +13,9 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::api::first_line;
+use crate::credentials;
 use crate::error::in_words;
+use crate::plug_in::PlugIn;
 
 /// How to reach the API server.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -48,7 +50,7 @@ pub struct Connection {
     pub server: String,
 }
 
-/// The time limit for creating a client, which may run the credential plug-in of a kubeconfig.
+/// The time limit for creating a client, which may run the program of a kubeconfig's `auth-provider`.
 const PREPARE: Duration = Duration::from_secs(30);
 /// The time limit for connecting.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -74,10 +76,11 @@ impl Access {
     /// minute, so that a rotated token is used in time. So is `ca.crt` of the Pod's own account, for new connections.
     /// The certificates of a kubeconfig are read once.
     ///
-    /// A credential plug-in is run again before its token expires, if it printed a token with `expirationTimestamp`.
-    /// Certificates that it printed, and tokens without that time, are used until the program restarts: the answer 401
-    /// does not run it again. If a plug-in does not end, each request that waits for it leaves a thread of the
-    /// runtime's blocking pool behind until it does.
+    /// The first request starts the credential plug-in of a kubeconfig. If it fails, requests fail until a later run
+    /// succeeds: it is run again after 1 s, 2 s and so on, up to 30 s. It is also run again a minute before the
+    /// `expirationTimestamp` that it printed, and after the answer 401. Requests use the newest credentials; a watch
+    /// continues with those that it began with. One plug-in is run at a time, without a terminal and without input. If
+    /// it has not ended after 30 s, or when the client is dropped, it is killed with its process group.
     ///
     /// The client requests compressed answers and does not repeat requests. With a kubeconfig, the proxy is that of the
     /// kubeconfig, else that of the environment variables that Go programs use.
@@ -86,8 +89,8 @@ impl Access {
     /// [`AccessError`] names the file or URL. Final until that is fixed.
     ///
     /// # Cancel safety
-    /// Reads files, and runs the credential plug-in of the kubeconfig, if any, for at most 30 s. If this is dropped, a
-    /// running plug-in continues.
+    /// Reads files, and runs the program of the kubeconfig's `auth-provider`, if any, for at most 30 s. If this is
+    /// dropped, that program continues.
     pub async fn connect(&self) -> Result<Connection, AccessError> {
         // A process has one provider, and another part of it may have installed one.
         if rustls::crypto::CryptoProvider::get_default().is_none() {
@@ -95,7 +98,7 @@ impl Access {
         }
         let access = self.clone();
         let read = spawn_blocking(move || Handle::current().block_on(access.config())).await;
-        let mut config = read.map_err(|error| AccessError {
+        let (mut config, plug_in) = read.map_err(|error| AccessError {
             at: "the files of the connection".to_owned(),
             problem: error.to_string(),
             remedy: "try again",
@@ -107,12 +110,13 @@ impl Access {
         config.disable_compression = false;
         config.default_retry = false;
         let server = shown(&config.cluster_url);
-        let made = timeout(PREPARE, client(config)).await;
-        let made =
-            made.map_err(|_| format!("the credential plug-in of the kubeconfig does not end within {PREPARE:?}"));
-        match made.and_then(|made| made.map_err(|error| in_words(&error))) {
-            Ok(client) => Ok(Connection { client, server }),
-            Err(problem) => {
+        let made = timeout(PREPARE, client(config.clone())).await;
+        let made = made.map_err(|_| format!("the auth-provider of the kubeconfig does not end within {PREPARE:?}"));
+        match (made.and_then(|made| made.map_err(|error| in_words(&error))), plug_in) {
+            (Ok(client), None) => Ok(Connection { client, server }),
+            // The client without credentials shows that the other settings can be used.
+            (Ok(_), Some(plug_in)) => Ok(Connection { client: credentials::client(config, plug_in), server }),
+            (Err(problem), _) => {
                 Err(AccessError { at: server, problem, remedy: "check the certificates and credentials given for it" })
             }
         }
@@ -130,13 +134,13 @@ impl Access {
     }
 
     /// Reads the settings. Blocks on disk I/O.
-    async fn config(&self) -> Result<kube::Config, AccessError> {
+    async fn config(&self) -> Result<(kube::Config, Option<PlugIn>), AccessError> {
         let url = match &self.url {
             Some(url) => Some(parse_url(url)?),
             None => None,
         };
         let Some(path) = &self.kubeconfig else {
-            return match url {
+            let config = match url {
                 Some(url) => Ok(kube::Config::new(url)),
                 None => kube::Config::incluster().map_err(|error| AccessError {
                     at: "the account of this program's Pod".to_owned(),
@@ -144,6 +148,7 @@ impl Access {
                     remedy: "run in a Pod with a service account, or give a kubeconfig file or the API server's URL",
                 }),
             };
+            return config.map(|config| (config, None));
         };
         let at = || path.display().to_string();
         let refused = |error: kube::config::KubeconfigError| AccessError {
@@ -156,12 +161,21 @@ impl Access {
         let mut config =
             kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(refused)?;
         if let Some(url) = url {
+            // A plug-in may ask which cluster its credentials are for.
+            if let Some(cluster) = config.auth_info.exec.as_mut().and_then(|exec| exec.cluster.as_mut()) {
+                cluster.server.clone_from(&self.url);
+            }
             config.cluster_url = url;
         }
         if let Some(path) = &config.auth_info.token_file {
             check_token(path)?;
         }
-        Ok(config)
+        let plug_in = PlugIn::take(&mut config.auth_info).map_err(|problem| AccessError {
+            at: at(),
+            problem: problem.to_owned(),
+            remedy: "correct users[].user.exec: it needs a command, and interactiveMode Never or IfAvailable",
+        })?;
+        Ok((config, plug_in))
     }
 }
 
@@ -274,30 +288,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_credential_plug_in_that_hangs_holds_up_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
-        let gate = dir.path().join("gate");
-        nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let user = format!(
-            "exec: {{apiVersion: client.authentication.k8s.io/v1, command: cat, args: ['{}'], interactiveMode: Never}}",
-            gate.display()
-        );
-        let text = with_user(&user);
-        let connecting = connect(&text, "");
-        tokio::pin!(connecting);
-        assert!(timeout(Duration::from_millis(100), &mut connecting).await.is_err());
-        // It ends, and has printed nothing.
-        drop(std::fs::File::options().write(true).open(&gate).unwrap());
-        let error = connecting.await.unwrap_err();
-        assert!(error.contains("no ExecCredential with a status"), "{error}");
-    }
-
-    #[tokio::test]
     async fn what_is_wrong_with_a_kubeconfig_is_told_with_its_place() {
         for (text, problem) in [
             ("a: [1\n b: }", "parse"),
             ("", "current context"),
             (&with_user("tokenFile: /nowhere/token"), "/nowhere/token: No such file"),
+            (&with_user("exec: {interactiveMode: Never}"), "kubeconfig: the credential plug-in has no command"),
+            (&with_user("exec: {command: a, interactiveMode: Always}"), "the credential plug-in needs a terminal"),
         ] {
             let error = connect(text, "").await.unwrap_err();
             assert!(error.contains(problem) && error.contains('/'), "{text:?}: {error}");
@@ -312,41 +309,6 @@ mod tests {
         for token in ["t0ken\n", " t0ken", ""] {
             let error = connect(&text, token).await.unwrap_err();
             assert!(error.contains("printf") && !error.contains("t0ken"), "{error}");
-        }
-    }
-
-    /// The client's own error contains the plug-in's environment and output.
-    #[tokio::test]
-    async fn what_a_credential_plug_in_prints_when_its_token_expires_is_not_shown() {
-        let dir = tempfile::tempdir().unwrap();
-        let [script, broken, file] = ["plug-in", "broken", "kubeconfig"].map(|name| dir.path().join(name));
-        let credential = r#"{"kind":"ExecCredential","apiVersion":"client.authentication.k8s.io/v1","#.to_owned()
-            + r#""status":{"token":"t0ken","expirationTimestamp":"2020-01-01T00:00:00Z"}}"#;
-        let text = format!("if [ -e '{}' ]; then echo s3cret; exit 3; fi\necho '{credential}'\n", broken.display());
-        std::fs::write(&script, text).unwrap();
-        let user = format!(
-            "exec: {{apiVersion: client.authentication.k8s.io/v1, command: sh, args: ['{}'], interactiveMode: Never, \
-             env: [{{name: PASSWORD, value: s3cret}}]}}",
-            script.display()
-        );
-        std::fs::write(&file, with_user(&user)).unwrap();
-        let client = Access::kubeconfig(&file).client().await.unwrap();
-        std::fs::write(&broken, "").unwrap();
-        let request = http::Request::get("/api/v1/nodes").body(kube::client::Body::empty()).unwrap();
-        let error = client.send(request).await.map(drop).unwrap_err();
-        assert!(error.to_string().contains("s3cret"), "there is nothing to leave out");
-        let words = in_words(&error);
-        assert!(words.contains("plug-in") && words.contains("exit status: 3") && !words.contains("s3cret"), "{words}");
-    }
-
-    #[tokio::test]
-    async fn what_a_credential_plug_in_prints_is_not_shown() {
-        for script in ["echo s3cret; exit 3", "echo '{s3cret'"] {
-            let user = format!(
-                "exec: {{apiVersion: client.authentication.k8s.io/v1, command: sh, args: ['-c', \"{script}\"], interactiveMode: Never}}"
-            );
-            let error = connect(&with_user(&user), "").await.unwrap_err();
-            assert!(error.contains("plug-in") && !error.contains("s3cret"), "{error}");
         }
     }
 }

@@ -8,6 +8,7 @@ use flannel_core::text::{Plain, chain};
 use http::StatusCode;
 use kube::client::AuthError;
 
+use crate::plug_in::PlugInError;
 use crate::protobuf::Malformed;
 
 /// A request to the API server failed. This is the source of [`SubnetError::Unavailable`] and [`SubnetError::Denied`],
@@ -143,6 +144,9 @@ impl Fault {
 
     /// Returns the fault of a request without an answer.
     pub(crate) fn of(error: &kube::Error) -> Self {
+        if let Some(error) = found::<PlugInError>(error) {
+            return Self::new(Kind::NoAnswer, error.to_string(), &error.remedy);
+        }
         let problem = in_words(error);
         let remedy = tls_remedy(&problem).unwrap_or(CHECK);
         Self::new(Kind::NoAnswer, problem, remedy)
@@ -205,8 +209,14 @@ const POLICY: &str =
 
 /// Returns why a request got no answer. Contains no secret.
 pub(crate) fn in_words(error: &kube::Error) -> String {
-    if let Some(error) = auth_error(error) {
+    if let Some(error) = found::<AuthError>(error) {
         return auth_in_words(error);
+    }
+    // The body of an answer comes through two clients if a plug-in prints the credentials.
+    if let kube::Error::Service(inner) = error
+        && let Some(inner) = inner.downcast_ref()
+    {
+        return in_words(inner);
     }
     match error {
         // The URL may contain a password.
@@ -218,12 +228,12 @@ pub(crate) fn in_words(error: &kube::Error) -> String {
     }
 }
 
-/// Returns the error about credentials among an error and its sources. If a token cannot be fetched again for a
-/// request, the client returns it as the error of any layer.
-fn auth_error(error: &kube::Error) -> Option<&AuthError> {
+/// Returns the error of this type among an error and its sources. If there are no credentials for a request, the client
+/// returns that as the error of any layer.
+fn found<E: Error + 'static>(error: &kube::Error) -> Option<&E> {
     let mut next: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<AuthError>() {
+        if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
         next = error.source();
@@ -232,36 +242,21 @@ fn auth_error(error: &kube::Error) -> Option<&AuthError> {
 }
 
 /// Returns what is wrong with the credentials. Leaves out the error's own text: it may contain the environment of a
-/// credential plug-in and what it printed, such as a token.
+/// program and what it printed, such as a token.
 fn auth_in_words(error: &AuthError) -> String {
     let words = match error {
         AuthError::AuthExecRun { out, .. } => {
-            return format!("the credential plug-in of the kubeconfig failed with {}", out.status);
-        }
-        AuthError::AuthExecStart(error) => {
-            return format!("the credential plug-in of the kubeconfig cannot be started: {}", error.kind());
+            return format!("the program that the kubeconfig names for credentials failed with {}", out.status);
         }
         AuthError::ReadTokenFile(error, path) => {
             return format!("token file {} cannot be read: {}", Plain(path.display()), error.kind());
         }
-        AuthError::AuthExecParse(_) => {
-            "the credential plug-in of the kubeconfig printed something other than an ExecCredential"
-        }
-        AuthError::ExecPluginFailed => {
-            "the credential plug-in of the kubeconfig printed no ExecCredential with a status"
-        }
-        AuthError::UnrefreshableTokenResponse => {
-            "the credential plug-in of the kubeconfig printed a token with expirationTimestamp before, and none now"
-        }
         AuthError::MalformedTokenExpirationDate(_) => "the time at which the token expires is not one of RFC 3339",
-        AuthError::MissingCommand => "the credential plug-in of the kubeconfig has no command",
-        AuthError::ExecMissingClusterInfo => {
-            "the kubeconfig has no cluster for its credential plug-in, which asks for one (provideClusterInfo)"
-        }
         AuthError::InvalidBasicAuth(_) | AuthError::InvalidBearerToken(_) => {
             "the password or token contains a character that a header cannot contain, such as a line break"
         }
-        // An auth-provider's. Which others there are depends on the features of kube.
+        // An auth-provider's, or that of a plug-in that kube itself runs. Which others there are depends on kube's
+        // features.
         _ => "no credentials could be obtained in the way that the kubeconfig names",
     };
     words.to_owned()
@@ -301,11 +296,11 @@ mod tests {
 
     /// A token that expires is fetched again for a request: the error is then any layer's.
     #[test]
-    fn no_secret_of_a_credential_plug_in_is_shown_however_its_error_arrives() {
+    fn no_secret_of_a_program_for_credentials_is_shown_however_its_error_arrives() {
         type Make = fn() -> AuthError;
         let errors: [(Make, &str); 5] = [
             (failed_run, "failed with exit status: 3"),
-            (|| AuthError::AuthExecStart(io::Error::other("swordfish")), "cannot be started"),
+            (|| AuthError::AuthExecStart(io::Error::other("swordfish")), "no credentials"),
             (|| AuthError::AuthExec("swordfish".to_owned()), "no credentials"),
             (|| AuthError::ReadTokenFile(io::Error::other("swordfish"), "/token".into()), "token file /token"),
             (|| AuthError::MalformedTokenExpirationDate(jiff::Error::from_args(format_args!("swordfish"))), "RFC 3339"),
@@ -323,5 +318,6 @@ mod tests {
         }
         let other = kube::Error::Service(Box::new(io::Error::other("refused")));
         assert_eq!(in_words(&other), "refused");
+        assert_eq!(in_words(&kube::Error::Service(Box::new(other))), "refused");
     }
 }

@@ -42,6 +42,7 @@ mod annotations;
 mod api;
 mod check;
 mod connect;
+mod credentials;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -50,6 +51,7 @@ mod keys;
 mod list_watch;
 mod node;
 mod nodes;
+mod plug_in;
 mod protobuf;
 #[cfg(test)]
 mod scripted;
@@ -144,7 +146,8 @@ pub enum ConfigSource {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Timeouts {
-    /// The longest time from a request to the end of its answer, or to the next piece of a list. Default: 10 s.
+    /// The longest time from a request to the end of its answer, or to the next piece of a list. Default: 10 s. A list
+    /// of all Nodes may take 30 s to begin, because a busy server queues it.
     pub request: Duration,
     /// The longest silence of a watch: then it is reopened where it was. Default: 45 s, so that with
     /// [`request`](Self::request) a silent server is detected within a minute.

@@ -156,7 +156,6 @@ impl Store {
 
     pub(crate) async fn previous(&self, name: &NodeIdentity) -> Result<Vec<Lease>, SubnetError> {
         const DOING: &str = "reading the previous lease";
-        let config = self.config().await?;
         let answer = match self.api.node(name.as_str()).await {
             Err(fault) if fault.kind == Kind::Missing => return Ok(Vec::new()),
             result => result.map_err(|fault| fault.into_subnet_error(DOING))?,
@@ -165,6 +164,8 @@ impl Store {
         if !node.annotations.is_managed() {
             return Ok(Vec::new());
         }
+        // After the Node, as in acquire.
+        let config = self.config().await?;
         let Ok(subnets) = assigned(name.as_str(), &node, &config) else { return Ok(Vec::new()) };
         // A bad record of this node counts as none: acquire overwrites it.
         let lease = node.record(&locked(&self.published)).lease.ok();

@@ -15,7 +15,7 @@ use kube::client::Body;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::*;
-use crate::api::failure;
+use crate::api::{Extent, failure};
 use crate::error::Kind;
 use crate::nodes::locked;
 use crate::nodes::tests::Model;
@@ -170,16 +170,18 @@ async fn a_renewal_compares_the_pod_cidrs_and_does_not_read_the_configuration() 
 
 #[tokio::test]
 async fn an_error_about_the_configuration_means_that_the_api_server_answers() {
-    let acquire = async |client: kube::Client| {
+    let errors = async |client: kube::Client| {
         let options = Options { config: ConfigSource::File("/nowhere/net-conf.json".into()), ..options() };
-        let acquired = KubeSubnets::new(client, options).acquire(&NodeIdentity::new("node-0").unwrap(), want()).await;
-        acquired.unwrap_err()
+        let (store, node) = (KubeSubnets::new(client, options), NodeIdentity::new("node-0").unwrap());
+        [store.acquire(&node, want()).await.unwrap_err(), store.previous(&node).await.unwrap_err()]
     };
-    let error = acquire(client(|_| std::future::ready(status(500, "etcdserver: request timed out")))).await;
-    assert!(!error.is_answer(), "{error}");
+    for error in errors(client(|_| std::future::ready(status(500, "etcdserver: request timed out")))).await {
+        assert!(!error.is_answer(), "{error}");
+    }
     let node = || sent(full(object(&Model::plain().message(0, 1))));
-    let error = acquire(client(move |_| std::future::ready(node()))).await;
-    assert!(error.is_answer() && error.to_string().contains("/nowhere/net-conf.json"), "{error}");
+    for error in errors(client(move |_| std::future::ready(node()))).await {
+        assert!(error.is_answer() && error.to_string().contains("/nowhere/net-conf.json"), "{error}");
+    }
 }
 
 /// The server counts from the request on, and its answer may start later.
@@ -262,4 +264,52 @@ async fn an_answer_has_one_deadline_and_its_errors_name_the_server() {
         let error = api.node("a").await.unwrap_err().error.to_string();
         assert!(error.contains("https://192.0.2.1: ") && error.contains(problem), "{error}");
     }
+}
+
+/// A busy server queues a list of all Nodes before it refuses it.
+#[tokio::test(start_paused = true)]
+async fn only_a_list_of_all_nodes_may_begin_late() {
+    let busy = || status(429, "too many requests, please try again later");
+    for (extent, delay, answer, problem) in [
+        (Extent::All, 29, None, None),
+        (Extent::All, 31, None, Some("no answer within 30s")),
+        (Extent::All, 15, Some(busy()), Some("too many requests")),
+        (Extent::One, 9, None, None),
+        (Extent::One, 11, None, Some("no answer within 10s")),
+    ] {
+        let mut answer = Some(answer.unwrap_or_else(|| sent(full(list("1", &[])))));
+        let answer = move |_| {
+            let answer = answer.take();
+            async move {
+                sleep(Duration::from_secs(delay)).await;
+                answer.unwrap()
+            }
+        };
+        let api = Api::new(client(answer), Timeouts::default(), String::new());
+        let said = api.list_nodes(extent, "").await.err().map(|fault| fault.error.problem);
+        match problem {
+            Some(part) => assert!(said.as_ref().is_some_and(|said| said.contains(part)), "{said:?}"),
+            None => assert_eq!(said, None),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_of_all_nodes_that_has_begun_may_pause_no_longer_than_other_answers() {
+    let begun = stream::iter([Ok(Frame::data(Bytes::from_static(b"k8s")))]).chain(stream::pending());
+    let mut answer = Some(sent(StreamBody::new(begun).boxed_unsync()));
+    let answer = move |_| {
+        let answer = answer.take();
+        async move {
+            sleep(Duration::from_secs(20)).await;
+            answer.unwrap()
+        }
+    };
+    let api = Api::new(client(answer), Timeouts::default(), String::new());
+    let mut arriving = api.list_nodes(Extent::All, "").await.unwrap();
+    assert!(arriving.next_in_time().await.unwrap().is_some());
+    let since = Instant::now();
+    let fault = arriving.next_in_time().await.unwrap_err();
+    assert!(fault.error.problem.contains("no answer within 10s"), "{}", fault.error.problem);
+    assert_eq!(since.elapsed().as_secs(), 10);
 }

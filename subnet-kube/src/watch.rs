@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::api::{Arriving, failure, percent_encoded};
+use crate::api::{Arriving, Extent, failure, percent_encoded};
 use crate::error::{Fault, Kind};
 use crate::keys::Keys;
 use crate::list_watch::{ListWatch, Mark, Step};
@@ -125,14 +125,14 @@ impl Watch {
         match self.list_watch.step() {
             Step::Probe => {
                 self.source = None;
-                let version = self.list("limit=1", |_, _| ()).await?;
+                let version = self.list(Extent::One, "limit=1", |_, _| ()).await?;
                 self.list_watch.probed(version);
             }
             Step::List(from) => {
                 self.nodes.begin_list(self.store.known_name());
                 // Without a limit: a list with a limit is not answered from the cache.
                 let query = format!("resourceVersion={}&resourceVersionMatch=NotOlderThan", percent_encoded(&from));
-                let version = self.list(&query, Nodes::list).await?;
+                let version = self.list(Extent::All, &query, Nodes::list).await?;
                 let (event, mark) = self.nodes.end_list();
                 self.list_watch.listed(version, mark);
                 self.ready.push_back(Ok(event));
@@ -159,8 +159,13 @@ impl Watch {
     }
 
     /// Reads a list of Nodes. Returns the version of the list.
-    async fn list(&mut self, query: &str, mut take: impl FnMut(&mut Nodes, &Node<'_>)) -> Result<String, Fault> {
-        let mut arriving = self.store.api.list_nodes(query).await?;
+    async fn list(
+        &mut self,
+        extent: Extent,
+        query: &str,
+        mut take: impl FnMut(&mut Nodes, &Node<'_>),
+    ) -> Result<String, Fault> {
+        let mut arriving = self.store.api.list_nodes(extent, query).await?;
         let mut items = Items::default();
         while let Some(bytes) = arriving.next_in_time().await? {
             items.feed(&bytes);
@@ -179,7 +184,7 @@ impl Watch {
             "fieldSelector=metadata.name%3D{node}&limit=1&resourceVersion={version}&resourceVersionMatch=Exact"
         );
         let mut has_it = false;
-        let found = self.list(&query, |_, node| has_it |= node.resource_version == mark.version).await;
+        let found = self.list(Extent::One, &query, |_, node| has_it |= node.resource_version == mark.version).await;
         match found {
             Ok(_) => Ok(has_it),
             // The change is too old, or the server is behind.

@@ -9,7 +9,7 @@ use flannel_core::net::Family;
 use flannel_core::subnet::{NodeIdentity, SubnetManager};
 use flannel_subnet_kube::{Access, ConfigSource, KubeSubnets, NodeName, Options};
 use futures_util::StreamExt;
-use serde_json::json;
+use serde_json::{Value, json};
 use testkit::Families;
 use testkit::etcd::Version;
 use testkit::kubernetes::{self, ApiServer, Proxy};
@@ -81,6 +81,18 @@ impl Kubernetes {
     /// The same with this token, which a file of this name holds.
     pub(crate) fn args_with(&self, name: &str, token: &str) -> Vec<String> {
         self.args_of(&self.server.kubeconfig(name, token, &self.server.url()).unwrap())
+    }
+
+    /// The same with the token that a credential plug-in prints, which is this shell script.
+    pub(crate) fn args_by_plug_in(&self, script: &str) -> Vec<String> {
+        let mut config: Value = serde_json::from_str(&fs::read_to_string(&self.kubeconfig).unwrap()).unwrap();
+        let version = "client.authentication.k8s.io/v1";
+        config["users"][0]["user"] = json!({ "exec": {
+            "apiVersion": version, "command": "sh", "args": ["-c", script], "interactiveMode": "Never",
+        } });
+        let file = self.kubeconfig.with_extension("plug-in");
+        fs::write(&file, config.to_string()).unwrap();
+        self.args_of(&file)
     }
 
     /// The same in a Pod, which needs no kubeconfig file.

@@ -366,6 +366,39 @@ fn a_node_boots_from_its_state_file_while_the_api_server_is_away() {
 }
 
 #[test]
+fn an_agent_waits_for_a_credential_plug_in_that_fails_or_starts_from_its_state_file() {
+    let cluster = Cluster::new(1);
+    cluster.register(1);
+    let broken = cluster.site.path("broken");
+    let token = cluster.kubernetes.server.token_file("flannel");
+    let script = format!(
+        r#"test ! -e '{}' && printf '{{"kind":"ExecCredential","status":{{"token":"%s"}}}}' "$(cat '{}')""#,
+        broken.display(),
+        token.display()
+    );
+    let start = || cluster.launch(1, cluster.kubernetes.args_by_plug_in(&script), &[("NODE_NAME", "node-1")]);
+    let problem = "the credential plug-in sh of the kubeconfig failed with exit status: 1";
+
+    std::fs::write(&broken, "").unwrap();
+    let agent = start();
+    agent.until("told what it waits for", || agent.log().contains(problem));
+    assert_eq!(agent.get(8081, "/readyz").map(|(code, _)| code), Some(503));
+    std::fs::remove_file(&broken).unwrap();
+    let agent = agent.ready();
+    agent.until("all written down", || read(&cluster.state_file(1)).contains("node-1"));
+    agent.end(Signal::SIGTERM);
+
+    cluster.site.ns(1).delete_link("flannel.1").unwrap();
+    std::fs::remove_file(cluster.site.subnet_file(1)).unwrap();
+    std::fs::write(&broken, "").unwrap();
+    let agent = start().ready();
+    agent.until("told what it waits for", || agent.log().contains(problem));
+    assert_eq!(status(&agent)["status"]["store"]["kind"], "lost");
+    std::fs::remove_file(&broken).unwrap();
+    agent.until("in contact", || status(&agent)["status"]["store"]["kind"] == "live");
+}
+
+#[test]
 fn status_explain_plan_and_cleanup_work_with_kubernetes() {
     let cluster = Cluster::new(2);
     [1, 2].into_iter().for_each(|nth| cluster.register(nth));

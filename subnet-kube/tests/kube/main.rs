@@ -5,4 +5,5 @@ mod check;
 mod common;
 mod contract;
 mod own_node;
+mod plug_in;
 mod watching;
