@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use api::Reason;
+use api::{Path, Reason};
 use flannel_backend_udp::path as api;
 use flannel_core::net::{Dual, Family};
 use lab::detour::Detour;
@@ -188,9 +188,12 @@ fn a_destination_that_no_peer_has_is_answered_and_groups_are_not() {
         socket.connect((nowhere, 9)).unwrap();
         wait_until("the answer", PATIENCE, || Ok(socket.send(b"x").is_err())).unwrap();
     }
-    let answered = paths[0].counters().answered;
-    assert!(answered >= 2);
-    assert!(paths[0].counters().dropped(Reason::NoPeer) >= answered);
+    // A packet is counted after its answer has arrived.
+    wait_until("they are counted", PATIENCE, || {
+        let counters = paths[0].counters();
+        Ok(counters.answered >= 2 && counters.dropped(Reason::NoPeer) >= counters.answered)
+    })
+    .unwrap();
 }
 
 #[test]
@@ -233,7 +236,7 @@ fn sockets_are_replaced_under_traffic() {
     transfer(one, two, Family::V4, MEBIBYTE, || {});
     paths[0].set_sockets(Dual::default()).unwrap();
     assert!(probe::ping(&one.ns, two.address(Family::V4), Duration::from_millis(50)).is_err());
-    assert!(paths[0].counters().dropped(Reason::NoSocket) > 0);
+    wait_until("it is dropped", PATIENCE, || Ok(paths[0].counters().dropped(Reason::NoSocket) > 0)).unwrap();
 }
 
 #[test]
@@ -244,15 +247,18 @@ fn a_change_of_the_table_counts_from_the_next_packet_on() {
     probe::ping(&one.ns, there, PATIENCE).unwrap();
     let subnet = two.own().v4.unwrap();
     let endpoint = paths[0].table().lookup(there);
+    // A change back must not be earlier than the packet, so this waits until it is counted.
+    let lost = |path: &Path, reason: Reason, round: u64| {
+        assert!(probe::ping(&one.ns, there, Duration::from_millis(5)).is_err());
+        wait_until("it is dropped", PATIENCE, || Ok(path.counters().dropped(reason) == round)).unwrap();
+    };
     for round in 1..=20 {
         paths[0].change(&[(subnet, None)]);
-        assert!(probe::ping(&one.ns, there, Duration::from_millis(5)).is_err());
-        assert_eq!(paths[0].counters().dropped(Reason::NoPeer), round);
+        lost(&paths[0], Reason::NoPeer, round);
         paths[0].change(&[(subnet, endpoint)]);
         probe::ping(&one.ns, there, PATIENCE).unwrap();
         paths[1].set_own(Dual::default());
-        assert!(probe::ping(&one.ns, there, Duration::from_millis(5)).is_err());
+        lost(&paths[1], Reason::WrongDestination, round);
         paths[1].set_own(two.own());
-        assert_eq!(paths[1].counters().dropped(Reason::WrongDestination), round);
     }
 }

@@ -389,7 +389,11 @@ fn datagram(source: IpAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
     let len = ((8 + payload.len()) as u16).to_be_bytes();
     let mut datagram = [&[0, 9][..], &to.port().to_be_bytes(), &len, &[0, 0], payload].concat();
     let pseudo = [&octets(source)[..], &octets(to.ip()), &[0, UDP], &len].concat();
-    let checksum = !sum(&[&pseudo[..], &datagram].concat());
+    let checksum = match !sum(&[&pseudo[..], &datagram].concat()) {
+        // Zero would mean that there is none, which IPv6 does not accept. The port decides whether it occurs.
+        0 => 0xffff,
+        checksum => checksum,
+    };
     datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
     datagram
 }
