@@ -392,7 +392,7 @@ mod tests {
         let pid = dir.path().join("pid");
         // The background process keeps the pipes open, so that the output does not end.
         let script = format!("sleep 600 & echo $! >{}; exit 0", pid.display());
-        let error = tools.run(call("sh", &["-c", &script], "", Duration::from_millis(300))).await.unwrap_err();
+        let error = tools.run(call("sh", &["-c", &script], "", Duration::from_secs(2))).await.unwrap_err();
         assert!(matches!(error, FirewallError::Timeout { .. }), "{error}");
         let left = fs::read_to_string(pid).unwrap();
         // It stays as a zombie if no process reaps orphans.

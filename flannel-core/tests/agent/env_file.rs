@@ -1,5 +1,6 @@
 //! `subnet.env`: when it is written, and what becomes of it.
 
+use std::future::ready;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use flannel_core::net::{Prefix, Vni};
 use flannel_core::overlay::{EnvFile, Event, Masquerade, OverlayError, Phase, Status, SubnetEnvFile, Teardown};
 use flannel_core::subnet::SubnetError;
 use flannel_core::testing::{Call, MemorySubnets, StoreDouble};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::altered::Altered;
@@ -36,9 +38,15 @@ fn on_one_thread(test: impl Future<Output = ()>) {
     runtime.block_on(test);
 }
 
-/// Returns the output of `work`. Time passes although a thread is busy.
-async fn while_time_passes<T>(work: impl Future<Output = T>) -> T {
+/// Returns the output of `work`. Once the disk hangs, time passes although a thread is busy. Before that, no time
+/// passes while the disk is at work, however long the machine takes for it.
+async fn while_time_passes<T>(hangs: impl Future<Output = ()>, work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
+    tokio::select! {
+        biased;
+        output = &mut work => return output,
+        () = hangs => {}
+    }
     for _ in 0..1000 {
         tokio::select! {
             biased;
@@ -59,7 +67,7 @@ fn a_start_is_stopped_while_the_disk_hangs() {
             pass(20.0).await;
             Teardown::Remove
         };
-        while_time_passes(overlay.run(stop)).await.unwrap();
+        while_time_passes(ready(()), overlay.run(stop)).await.unwrap();
         assert_eq!(node.kernel.writes(), 0);
         drop(disk);
     });
@@ -69,6 +77,8 @@ fn a_start_is_stopped_while_the_disk_hangs() {
 struct ThenAllChanges {
     store: MemorySubnets,
     hangs: Mutex<Option<mpsc::Receiver<()>>>,
+    /// Told when the disk hangs.
+    begun: Notify,
 }
 
 impl StoreDouble for ThenAllChanges {
@@ -88,6 +98,7 @@ impl StoreDouble for ThenAllChanges {
             && let Some(hangs) = self.hangs.lock().unwrap().take()
         {
             tokio::task::spawn_blocking(move || hangs.recv());
+            self.begun.notify_one();
             self.store.set_config(parse(r#"{"Network":"10.43.0.0/16","Backend":{"Type":"tunnel"}}"#));
         }
         answer
@@ -99,14 +110,15 @@ fn a_start_that_is_stopped_while_the_disk_hangs_after_its_lease_gives_the_lease_
     let (disk, hangs) = mpsc::channel();
     on_one_thread(async {
         let (node, dir) = (Node::alone(), tempfile::tempdir().unwrap());
-        let store = ThenAllChanges { store: node.store.clone(), hangs: Mutex::new(Some(hangs)) };
+        let (store, hangs) = (node.store.clone(), Mutex::new(Some(hangs)));
+        let store = Arc::new(ThenAllChanges { store, hangs, begun: Notify::new() });
         let builder = node.builder().subnet_env(env_file(&dir));
-        let overlay = builder.build(Arc::new(store), Arc::new(node.kernel.clone())).unwrap();
+        let overlay = builder.build(Arc::clone(&store) as _, Arc::new(node.kernel.clone())).unwrap();
         let stop = async {
             eventually("there is a lease", || node.record().is_some()).await;
             Teardown::Remove
         };
-        let ended = while_time_passes(overlay.run(stop)).await;
+        let ended = while_time_passes(store.begun.notified(), overlay.run(stop)).await;
         assert!(matches!(ended, Err(OverlayError::SubnetEnv { .. })), "{ended:?}");
         assert_eq!(node.record(), None);
         drop(disk);
@@ -124,7 +136,7 @@ fn a_removal_that_gave_up_on_a_hung_disk_deletes_no_later_file() {
         let mut device = Link::new(LinkName::new("old0").unwrap(), LinkKind::Vxlan(Vxlan::new(Vni::ONE)), 1450);
         device.group = OverlayName::default().mark();
         node.kernel.add_link(device).unwrap();
-        let removed = while_time_passes(overlay.remove()).await;
+        let removed = while_time_passes(ready(()), overlay.remove()).await;
         assert!(matches!(removed, Err(OverlayError::SubnetEnv { .. })), "{removed:?}");
         assert_eq!(node.kernel.link_index("old0"), None, "what the mark shows is removed");
         drop(disk);
