@@ -18,7 +18,7 @@ use crate::{Families, Namespace};
 const CUTS: u64 = 20;
 
 /// How long an expected datagram may take.
-pub const SOON: Duration = Duration::from_secs(3);
+pub const SOON: Duration = Duration::from_secs(10);
 
 /// A packet filter under test.
 pub trait Harness {

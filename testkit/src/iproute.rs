@@ -86,7 +86,9 @@ impl Namespace {
         })
     }
 
-    fn iproute_output(&self, program: &str, args: &[&str], input: &str) -> Result<Output, Error> {
+    /// Runs a program in the namespace, whether it succeeds or not. No other thread may start one without this:
+    /// [`hold_commands`] would not wait for it.
+    pub(crate) fn iproute_output(&self, program: &str, args: &[&str], input: &str) -> Result<Output, Error> {
         // Where the system keeps them, even if an unprivileged user's path does not contain it.
         let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
         let run = || {

@@ -129,7 +129,7 @@ fn what_survives_which_act() {
         probe::until_reply(&node.ns, other.v4().unwrap(), Duration::from_secs(5)).unwrap();
         assert_eq!(survivors(&node.ns), expected, "{}", act.name());
         act.restore(node).unwrap();
-        probe::ping(&node.ns, ip("10.89.0.1"), Duration::from_secs(5)).unwrap();
+        probe::until_reply(&node.ns, ip("10.89.0.1"), Duration::from_secs(5)).unwrap();
     }
 }
 

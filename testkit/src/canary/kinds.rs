@@ -1,9 +1,7 @@
 //! How each kind of canary is found again, and which parts of it are compared.
 
 use std::fmt;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::process::Command;
 
 use flannel_core::net::{Family, MacAddr};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
@@ -14,7 +12,7 @@ use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
 use super::dump::{Sent, Stable, dump};
-use crate::{Context, Error, Namespace, Route};
+use crate::{Error, Namespace, Route};
 
 /// One foreign object, by its identifying fields.
 #[derive(Debug, Clone)]
@@ -211,16 +209,15 @@ pub(super) fn add_nft_table(ns: &Namespace, table: &str) -> Result<bool, Error> 
         "add table inet {table}; add chain inet {table} c {{ type filter hook forward priority 42; }}; \
          add rule inet {table} c ip daddr 192.0.2.42 accept"
     );
-    match ns.run(|| Command::new("nft").arg(&commands).output())? {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::io("running nft", error)),
+    match ns.iproute_output("nft", &[&commands], "") {
+        Err(error) if error.is(nix::Error::ENOENT) => Ok(false),
+        Err(error) => Err(error),
         Ok(done) if done.status.success() => Ok(true),
         Ok(done) => Err(Error::new(format!("nft {commands}: {}", String::from_utf8_lossy(&done.stderr).trim()))),
     }
 }
 
 fn nft_table(ns: &Namespace, table: &str) -> Result<Option<Vec<u8>>, Error> {
-    let listed = ns.run(|| Command::new("nft").args(["list", "table", "inet", table]).output())?;
-    let listed = listed.context(|| "running nft".to_owned())?;
+    let listed = ns.iproute_output("nft", &["list", "table", "inet", table], "")?;
     Ok(listed.status.success().then_some(listed.stdout))
 }

@@ -3,12 +3,11 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
 use std::time::Duration;
 
 use flannel_core::net::Family;
 use testkit::sabotage::Plane;
-use testkit::{Families, Pod, cases};
+use testkit::{Families, Pod, cases, firewall_contract};
 
 use crate::support::{Cluster, families_of};
 
@@ -37,8 +36,7 @@ fn arrive_to_the_byte(plane: Plane) {
     // One packet in twenty that node 2 receives is lost.
     let rules = "add table inet lossy; add chain inet lossy in { type filter hook prerouting priority -300; }; \
                  add rule inet lossy in iif eth0 meta l4proto { tcp, udp } numgen random mod 20 0 drop";
-    let told = cluster.ns(1).run(|| Command::new("nft").arg(rules).output().unwrap()).unwrap();
-    assert!(told.status.success(), "{told:?}");
+    firewall_contract::run(cluster.ns(1), "nft", "-f -", rules);
     for family in families_of(Families::Dual) {
         stream(&cluster.pods[0], &cluster.pods[1], family, STREAM_WITH_LOSS);
     }
