@@ -58,7 +58,7 @@ async fn ten_thousand_records_are_listed_in_pages() {
         let start = Instant::now();
         let lease = new.acquire(&store).await;
         let acquired = start.elapsed();
-        watcher.until(5, "the new lease", |watcher| watcher.good(&lease.key).is_some()).await;
+        watcher.until(20, "the new lease", |watcher| watcher.good(&lease.key).is_some()).await;
         let mut delays = Vec::new();
         let mut client = raw(&etcd).await;
         for n in 0..100 {
@@ -68,7 +68,7 @@ async fn ten_thousand_records_are_listed_in_pages() {
             let written = start.elapsed();
             let name = LeaseKey::new(&format!("10.64.{n}.0-24"));
             let is_shown = |watcher: &Watcher| watcher.good(&name).is_some_and(|l| l.attrs == node(20_000 + n).attrs);
-            watcher.until(5, "a change", is_shown).await;
+            watcher.until(20, "a change", is_shown).await;
             delays.push((start.elapsed(), written));
         }
         delays.sort();

@@ -84,7 +84,7 @@ pub(crate) async fn watch(store: &EtcdSubnets) -> Watcher {
 /// Waits for an event: then the watch is established, not only the listing done.
 pub(crate) async fn established(watcher: &mut Watcher, store: &EtcdSubnets) {
     let lease = node(999).acquire(store).await;
-    watcher.until(5, "a first event", |watcher| watcher.good(&lease.key).is_some()).await;
+    watcher.until(20, "a first event", |watcher| watcher.good(&lease.key).is_some()).await;
 }
 
 /// Returns an established watch through one handle, confirmed by a lease through another.

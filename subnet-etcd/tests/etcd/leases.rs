@@ -361,7 +361,7 @@ async fn large_values_do_not_hide_the_records_beside_them() {
     let mut watcher = common::watch(&store).await;
     assert_eq!((watcher.seen.len(), watcher.good(&good.key).is_some()), (9, true));
     let late = node(2).acquire(&store).await;
-    watcher.until(5, "a new lease beside large values", |watcher| watcher.good(&late.key).is_some()).await;
+    watcher.until(20, "a new lease beside large values", |watcher| watcher.good(&late.key).is_some()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -66,7 +66,7 @@ async fn a_watch_that_is_held_back_catches_up_without_a_listing_and_misses_nothi
         watcher.until(20, "the last round", has_all).await;
         assert_eq!((watcher.resets, watcher.errors.as_slice()), (1, [].as_slice()));
         let late = node(1000).acquire(&store).await;
-        watcher.until(5, "events after it", |watcher| watcher.good(&late.key).is_some()).await;
+        watcher.until(20, "events after it", |watcher| watcher.good(&late.key).is_some()).await;
     }
 }
 
@@ -83,7 +83,7 @@ async fn a_watch_that_was_held_back_past_a_compaction_lists_anew_and_misses_noth
         watcher.until(20, "the last round", has_all).await;
         assert_eq!(watcher.resets, 2);
         let late = node(1000).acquire(&store).await;
-        watcher.until(5, "events after it", |watcher| watcher.good(&late.key).is_some()).await;
+        watcher.until(20, "events after it", |watcher| watcher.good(&late.key).is_some()).await;
     }
 }
 

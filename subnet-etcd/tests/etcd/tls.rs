@@ -150,5 +150,5 @@ async fn rotated_files_come_into_use_by_themselves() {
             break lease;
         }
     };
-    watcher.until(10, "a lease under the new authority", |watcher| watcher.good(&lease.key).is_some()).await;
+    watcher.until(30, "a lease under the new authority", |watcher| watcher.good(&lease.key).is_some()).await;
 }

@@ -25,10 +25,10 @@ async fn a_cut_connection_costs_no_event_and_no_listing() {
         proxy.shut();
         let comes = node(4).acquire(&store).await;
         store.release(goes.clone()).await.unwrap();
-        watcher.until(5, "trouble is shown", |watcher| !watcher.errors.is_empty()).await;
+        watcher.until(20, "trouble is shown", |watcher| !watcher.errors.is_empty()).await;
         proxy.open();
         let took = watcher
-            .until(10, "what was missed", |watcher| {
+            .until(30, "what was missed", |watcher| {
                 watcher.good(&comes.key).is_some() && !watcher.seen.contains_key(&goes.key)
             })
             .await;
@@ -55,11 +55,11 @@ async fn compaction_past_the_cut_shows_adds_removes_and_changes() {
         let revision = client.get("x", None).await.unwrap().header().unwrap().revision();
         client.compact(revision, Some(CompactionOptions::new().with_physical())).await.unwrap();
         proxy.open();
-        watcher.until(10, "a second snapshot", |watcher| watcher.resets == 2).await;
+        watcher.until(30, "a second snapshot", |watcher| watcher.resets == 2).await;
         assert_eq!(watcher.good(&changed.key).unwrap().attrs, changed.attrs);
         assert!(watcher.good(&comes.key).is_some() && !watcher.seen.contains_key(&goes.key));
         let late = node(4).acquire(&store).await;
-        watcher.until(5, "events after it", |watcher| watcher.good(&late.key).is_some()).await;
+        watcher.until(20, "events after it", |watcher| watcher.good(&late.key).is_some()).await;
     }
 }
 
@@ -77,10 +77,10 @@ async fn a_store_restored_from_a_backup_is_listed_anew() {
             established(&mut watcher, &store).await;
         }
         etcd.restore().unwrap();
-        watcher.until(15, "a snapshot of the restored store", |watcher| watcher.resets == 2).await;
+        watcher.until(30, "a snapshot of the restored store", |watcher| watcher.resets == 2).await;
         assert!(watcher.good(&kept.key).is_some() && !watcher.seen.contains_key(&lost.key));
         let late = node(3).acquire(&open(&etcd)).await;
-        watcher.until(5, "events after it", |watcher| watcher.good(&late.key).is_some()).await;
+        watcher.until(20, "events after it", |watcher| watcher.good(&late.key).is_some()).await;
     }
 }
 
@@ -256,7 +256,7 @@ async fn an_injected_client_serves_too() {
     let mut watcher = watch(&store).await;
     let lease = store.acquire(&node(1).id, node(1).preferring("10.5.9.0/24")).await.unwrap();
     assert_eq!(lease.subnets, v4("10.5.9.0/24"));
-    watcher.until(5, "its lease", |watcher| watcher.good(&lease.key).is_some()).await;
+    watcher.until(20, "its lease", |watcher| watcher.good(&lease.key).is_some()).await;
 }
 
 /// Creates users `root` and `flannel`, who may use only the prefix.
@@ -308,13 +308,13 @@ async fn a_log_in_that_ends_and_a_rotated_password_are_survived() {
             }
         };
         let late = node(2).acquire(&store).await;
-        watcher.until(10, "a lease after the log-in ended", |watcher| watcher.good(&late.key).is_some()).await;
+        watcher.until(30, "a lease after the log-in ended", |watcher| watcher.good(&late.key).is_some()).await;
 
         std::fs::write(file.path(), "second\n").unwrap();
         root.user_change_password("flannel", "second").await.unwrap();
         store.renew(&lease).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
         let late = node(3).acquire(&store).await;
-        watcher.until(10, "a lease after the password changed", |watcher| watcher.good(&late.key).is_some()).await;
+        watcher.until(30, "a lease after the password changed", |watcher| watcher.good(&late.key).is_some()).await;
         assert_eq!(watcher.resets, 1, "{:?}", watcher.errors);
     }
 }
@@ -391,7 +391,7 @@ async fn an_event_too_large_to_be_read_costs_a_listing_and_not_the_watch() {
         assert!(watcher.seen[&LeaseKey::new("10.5.7.0-24")].lease.is_err());
         assert_eq!(watcher.resets, 2);
         let later = node(5).acquire(&store).await;
-        watcher.until(5, "events after it", |watcher| watcher.good(&later.key).is_some()).await;
+        watcher.until(20, "events after it", |watcher| watcher.good(&later.key).is_some()).await;
         assert_eq!(watcher.resets, 2, "it is not met again");
     }
 }

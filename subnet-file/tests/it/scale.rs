@@ -10,6 +10,8 @@ use flannel_subnet_file::{FileSubnets, Options};
 use super::{acquire, reset};
 
 const NODES: u32 = 10_000;
+/// A multiple of what a busy machine with a slow disk needs.
+const SOON: Duration = Duration::from_secs(60);
 
 #[test]
 fn ten_thousand_records_are_listed_soon_and_kept_small() {
@@ -46,8 +48,8 @@ pub(crate) async fn measure(dir: &Path) {
     store.renew(&lease).await.unwrap();
     let renewed = began.elapsed();
     eprintln!("{NODES} records: listed in {listed:?}, {grown} KiB more; acquire {acquired:?}, renew {renewed:?}");
-    assert!(listed < Duration::from_secs(5), "listed in {listed:?}");
-    assert!(acquired < Duration::from_secs(5), "acquired in {acquired:?}");
+    assert!(listed < SOON, "listed in {listed:?}");
+    assert!(acquired < SOON, "acquired in {acquired:?}");
     assert!(grown < 32 * 1024, "{grown} KiB for {NODES} records");
 }
 
