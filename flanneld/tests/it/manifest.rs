@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::http::Method;
 use flannel_core::config::{Allocation, NetworkConfig};
@@ -225,7 +225,7 @@ fn doctor_says_what_the_cluster_lacks() {
     let args = [cluster.args(), owned(&[&node, "doctor"])].concat();
     // A server goes by a new account's role a little later.
     let told = |lines: [&str; 4]| {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let told = run(site.ns(1), &args);
             match lines.iter().find(|line| !told.out.contains(**line)) {

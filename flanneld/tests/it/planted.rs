@@ -50,7 +50,7 @@ fn what_others_put_in_the_place_of_the_former_networks_is_neither_waited_for_nor
         plant(&site, &script.replace("VICTIM", &victim.display().to_string()), &networks);
         let agent = site.start(1, &[]).ready();
         assert!(routes(site.ns(1)).contains(ROUTE), "{script}: {}", routes(site.ns(1)));
-        assert!(agent.log().contains("cannot read the former networks"), "{script}: {}", agent.log());
+        agent.until(&format!("told of {script}"), || agent.log().contains("cannot read the former networks"));
         assert_eq!(fs::read_to_string(&victim).unwrap(), format!("{ANOTHERS}\n"), "{script}");
         assert_eq!(agent.end(Signal::SIGTERM).0, Some(0), "{script}");
     }
