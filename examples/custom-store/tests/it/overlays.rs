@@ -39,6 +39,17 @@ impl Node {
             Err(_) => panic!("never {what}: {:?}", handle.status()),
         }
     }
+
+    /// Waits until the kernel is as the overlay needs it: a peer is counted before it is programmed.
+    async fn until_settled(&self) {
+        let handle = self.running.handle();
+        let settled = async {
+            while !handle.plan().await.unwrap().is_settled() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), settled).await.unwrap();
+    }
 }
 
 fn subnet(status: &Status) -> Option<Prefix> {
@@ -57,6 +68,7 @@ async fn two_overlays_connect_and_survive_restarts_of_the_hub() {
     let mut subnets = Vec::new();
     for node in [&one, &two] {
         subnets.push(subnet(&*node.until("connected", is_connected).await).unwrap());
+        node.until_settled().await;
     }
     assert_ne!(subnets[0], subnets[1]);
     let programmed = [&one, &two].map(|node| node.kernel.snapshot());
