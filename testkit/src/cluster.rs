@@ -286,6 +286,8 @@ impl Cluster {
             "spec": {
                 "nodeName": format!("node-{nth}"),
                 "terminationGracePeriodSeconds": 0,
+                // While the network is not ready, a kubelet fails to mount the token, and repeats that ever less often.
+                "automountServiceAccountToken": false,
                 "containers": [{ "name": "wait", "image": WAITING }],
             },
         });

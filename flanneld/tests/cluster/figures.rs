@@ -10,7 +10,8 @@ use testkit::probe;
 use crate::bed::{Bed, GO, Kind, OURS, PATIENCE, Traffic};
 
 const RUNS: u32 = 5;
-/// A kubelet looks every five seconds whether pods can be attached. Each run applies the manifest at another time of these.
+/// Each run applies the manifest this much later after the start of the kubelets, which repeat some of their work ever
+/// less often.
 const PHASE: Duration = Duration::from_secs(1);
 
 /// What one run measured: seconds, a number of sandboxes, MiB.
