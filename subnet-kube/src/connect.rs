@@ -76,11 +76,12 @@ impl Access {
     /// minute, so that a rotated token is used in time. So is `ca.crt` of the Pod's own account, for new connections.
     /// The certificates of a kubeconfig are read once.
     ///
-    /// The first request starts the credential plug-in of a kubeconfig. If it fails, requests fail until a later run
-    /// succeeds: it is run again after 1 s, 2 s and so on, up to 30 s. It is also run again a minute before the
-    /// `expirationTimestamp` that it printed, and after the answer 401. Requests use the newest credentials; a watch
-    /// continues with those that it began with. One plug-in is run at a time, without a terminal and without input. If
-    /// it has not ended after 30 s, or when the client is dropped, it is killed with its process group.
+    /// The credential plug-in of a kubeconfig is run once before this returns. If it fails, this succeeds all the same,
+    /// and requests fail until a later run succeeds: it is run again after 1 s, 2 s and so on, up to about 30 s. It is
+    /// also run again a minute before the `expirationTimestamp` that it printed, and after the answer 401. Until it has
+    /// printed new credentials, requests use the old ones. A watch continues with those that it began with. Plug-ins are
+    /// run one at a time, without a terminal and without input, and what they print to their standard error is not
+    /// shown. One that has not ended after 30 s, or when the client is dropped, is killed with its process group.
     ///
     /// The client requests compressed answers and does not repeat requests. With a kubeconfig, the proxy is that of the
     /// kubeconfig, else that of the environment variables that Go programs use.
@@ -89,8 +90,8 @@ impl Access {
     /// [`AccessError`] names the file or URL. Final until that is fixed.
     ///
     /// # Cancel safety
-    /// Reads files, and runs the program of the kubeconfig's `auth-provider`, if any, for at most 30 s. If this is
-    /// dropped, that program continues.
+    /// Reads files, and runs the credential plug-in of the kubeconfig, or the program of its `auth-provider`, for at most
+    /// 30 s. If this is dropped, a plug-in is killed, and that program continues.
     pub async fn connect(&self) -> Result<Connection, AccessError> {
         // A process has one provider, and another part of it may have installed one.
         if rustls::crypto::CryptoProvider::get_default().is_none() {
@@ -115,7 +116,7 @@ impl Access {
         match (made.and_then(|made| made.map_err(|error| in_words(&error))), plug_in) {
             (Ok(client), None) => Ok(Connection { client, server }),
             // The client without credentials shows that the other settings can be used.
-            (Ok(_), Some(plug_in)) => Ok(Connection { client: credentials::client(config, plug_in), server }),
+            (Ok(_), Some(plug_in)) => Ok(Connection { client: credentials::client(config, plug_in).await, server }),
             (Err(problem), _) => {
                 Err(AccessError { at: server, problem, remedy: "check the certificates and credentials given for it" })
             }
@@ -173,7 +174,8 @@ impl Access {
         let plug_in = PlugIn::take(&mut config.auth_info).map_err(|problem| AccessError {
             at: at(),
             problem: problem.to_owned(),
-            remedy: "correct users[].user.exec: it needs a command, and interactiveMode Never or IfAvailable",
+            remedy: "correct users[].user.exec: it needs apiVersion client.authentication.k8s.io/v1, a command, and interactiveMode \
+                     Never or IfAvailable",
         })?;
         Ok((config, plug_in))
     }

@@ -14,7 +14,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep_until, timeout};
 use tower::{BoxError, Service};
 
-use crate::plug_in::{PlugIn, PlugInError};
+use crate::plug_in::{self, PlugIn, PlugInError};
 
 /// How long before credentials expire they are renewed.
 const AHEAD: Duration = Duration::from_secs(60);
@@ -22,24 +22,27 @@ const AHEAD: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(30);
 /// Credentials that were used for this long reset the back-off.
 const LASTING: Duration = Duration::from_secs(60);
-/// How long a request waits for the first run: less than [`Timeouts::request`](crate::Timeouts::request) is by default,
-/// so that the error names the plug-in.
-const PATIENCE: Duration = Duration::from_secs(8);
+/// How long after their expiry a plug-in is run again that prints the same credentials until then.
+const BEHIND: Duration = Duration::from_secs(1);
 
-/// Creates a client that sends requests with what the plug-in prints, and otherwise as `config` says.
+/// Creates a client that sends requests with what the plug-in prints, and otherwise as `config` says. Waits until the
+/// first run of the plug-in has ended; if it failed, so do requests until a later one succeeds.
 ///
-/// The first request starts the plug-in. One is run at a time, and none once the client is dropped.
-pub(crate) fn client(config: kube::Config, plug_in: PlugIn) -> kube::Client {
+/// # Cancel safety
+/// If this is dropped, or later the client, a running plug-in is killed.
+pub(crate) async fn client(config: kube::Config, plug_in: PlugIn) -> kube::Client {
     let namespace = config.default_namespace.clone();
-    let pending = plug_in.failed("has not ended yet");
-    let plug_in = Arc::new(plug_in);
-    let (published, state) = watch::channel(None);
-    let renewal = renew(published, move || fetch(config.clone(), Arc::clone(&plug_in)));
-    kube::Client::new(Renewed { state, pending, renewal: Some(renewal.boxed()), task: JoinSet::new() }, namespace)
+    let (published, mut state) = watch::channel(Err(plug_in.failed("has not ended yet")));
+    let source = Arc::new(plug_in);
+    let mut task = JoinSet::new();
+    task.spawn(renew(published, move || fetch(config.clone(), Arc::clone(&source))));
+    // Longer only if the disk hangs from which the plug-in is started. Then requests fail with the first error.
+    let _ = timeout(plug_in::RUN, state.changed()).await;
+    kube::Client::new(Renewed { state, _task: task }, namespace)
 }
 
-/// What requests are sent with; `None` until the first run has ended.
-type State = Option<Result<Current, PlugInError>>;
+/// What requests are sent with.
+type State = Result<Current, PlugInError>;
 
 /// Credentials in use.
 #[derive(Clone)]
@@ -47,6 +50,8 @@ struct Current {
     client: kube::Client,
     /// Notified when the server refuses them.
     refused: Arc<Notify>,
+    /// Why the last run of the plug-in printed no others.
+    trouble: Option<PlugInError>,
 }
 
 /// A client with new credentials, and how long they can be used.
@@ -58,12 +63,8 @@ struct Fetched {
 /// Sends each request with the credentials of that moment.
 struct Renewed {
     state: watch::Receiver<State>,
-    /// The error of a request that does not wait any longer for the first run.
-    pending: PlugInError,
-    /// Runs the plug-in, once this is spawned.
-    renewal: Option<BoxFuture<'static, ()>>,
-    /// Ends with the client.
-    task: JoinSet<()>,
+    /// Runs the plug-in, and ends with the client.
+    _task: JoinSet<()>,
 }
 
 impl Service<Request<Body>> for Renewed {
@@ -76,53 +77,57 @@ impl Service<Request<Body>> for Renewed {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        // Not earlier: a client that is dropped unused kills no plug-in, which may be storing a token.
-        if let Some(renewal) = self.renewal.take() {
-            self.task.spawn(renewal);
-        }
-        send(self.state.clone(), self.pending.clone(), request).boxed()
+        send(self.state.borrow().clone(), request).boxed()
     }
 }
 
-async fn send(
-    mut state: watch::Receiver<State>,
-    pending: PlugInError,
-    request: Request<Body>,
-) -> Result<Response<Body>, BoxError> {
-    let first = state.wait_for(Option::is_some);
-    let current = timeout(PATIENCE, first).await.ok().and_then(Result::ok).and_then(|state| state.clone());
-    let Current { client, refused } = current.unwrap_or(Err(pending))?;
+async fn send(state: State, request: Request<Body>) -> Result<Response<Body>, BoxError> {
+    let Current { client, refused, trouble } = state?;
     let response = client.send(request).await?;
     if response.status() == StatusCode::UNAUTHORIZED {
         refused.notify_one();
+        if let Some(trouble) = trouble {
+            return Err(trouble.into());
+        }
     }
     Ok(response)
 }
 
 /// Publishes what `fetch` returns, and calls it again before that expires, or once it is refused. If `fetch` fails,
-/// credentials that are neither expired nor refused stay published.
+/// credentials that have not expired stay published: whether they are good is for the server to say.
 async fn renew<F>(published: watch::Sender<State>, mut fetch: impl FnMut() -> F)
 where
     F: Future<Output = Result<Fetched, PlugInError>>,
 {
     let mut backoff = Backoff::up_to(LONGEST, Jitter::random());
-    let mut usable_until = Instant::now();
+    // The last credentials, since when, and for how long they can be used.
+    let mut last: Option<(Current, Instant, Duration)> = None;
     loop {
         let fetched = fetch().await;
         let since = Instant::now();
-        let next = since + backoff.wait();
+        let mut next = since + backoff.wait();
         match fetched {
             Ok(Fetched { client, lifetime }) => {
                 let refused = Arc::new(Notify::new());
-                published.send_replace(Some(Ok(Current { client, refused: Arc::clone(&refused) })));
+                let current = Current { client, refused: Arc::clone(&refused), trouble: None };
+                drop(published.send_replace(Ok(current.clone())));
+                last = Some((current, since, lifetime));
                 let is_refused = timeout(lifetime.saturating_sub(AHEAD), refused.notified()).await.is_ok();
-                usable_until = if is_refused { Instant::now() } else { since + lifetime };
                 if since.elapsed() >= LASTING {
                     backoff.reset();
                 }
+                // The sum does not overflow, because so much time may pass in one run of the program.
+                if !is_refused && !lifetime.is_zero() {
+                    next = next.min(since + lifetime + BEHIND);
+                }
             }
-            Err(_) if Instant::now() < usable_until => {}
-            Err(error) => drop(published.send_replace(Some(Err(error)))),
+            Err(error) => {
+                let usable = last.as_ref().filter(|(_, since, lifetime)| since.elapsed() < *lifetime);
+                drop(published.send_replace(match usable {
+                    Some((current, ..)) => Ok(Current { trouble: Some(error), ..current.clone() }),
+                    None => Err(error),
+                }));
+            }
         }
         sleep_until(next).await;
     }
@@ -131,13 +136,14 @@ where
 /// Runs the plug-in, and creates a client with what it prints.
 async fn fetch(mut config: kube::Config, plug_in: Arc<PlugIn>) -> Result<Fetched, PlugInError> {
     let credentials = plug_in.run().await?;
-    let lifetime = credentials.lifetime();
+    let (lifetime, has_identity) = (credentials.lifetime(), credentials.has_identity());
     credentials.put_into(&mut config.auth_info);
     // Blocks on disk I/O. The error may quote the key.
     let made = spawn_blocking(move || kube::Client::try_from(config)).await;
     match made.map(Result::ok) {
         Ok(Some(client)) => Ok(Fetched { client, lifetime }),
-        Ok(None) | Err(_) => Err(plug_in.failed("printed a certificate or a key that cannot be used")),
+        Ok(None) | Err(_) if has_identity => Err(plug_in.failed("printed a certificate or a key that cannot be used")),
+        Ok(None) | Err(_) => Err(plug_in.failed("has the certificates of the user beside it, which cannot be used")),
     }
 }
 
@@ -168,9 +174,14 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
     const WITHIN: Duration = Duration::from_secs(30);
 
+    fn plug_in(mut exec: Value) -> PlugIn {
+        exec["apiVersion"] = json!("client.authentication.k8s.io/v1");
+        let mut user: AuthInfo = serde_json::from_value(json!({ "exec": exec })).unwrap();
+        PlugIn::take(&mut user).unwrap().unwrap()
+    }
+
     fn error() -> PlugInError {
-        let mut user: AuthInfo = serde_json::from_value(json!({ "exec": { "command": "a" } })).unwrap();
-        PlugIn::take(&mut user).unwrap().unwrap().failed("failed")
+        plug_in(json!({ "command": "a" })).failed("failed")
     }
 
     /// Credentials that are renewed, without a plug-in.
@@ -183,14 +194,18 @@ mod tests {
     impl Simulated {
         /// Each run gives credentials with the next of these lifetimes, or fails; after the last, as the last.
         fn new(lifetimes: &'static [Option<Duration>]) -> Self {
-            let (published, state) = watch::channel(None);
+            Self::with(|run| lifetimes[run.min(lifetimes.len() - 1)])
+        }
+
+        /// Each run, counted from 0, gives credentials with this lifetime, or fails.
+        fn with(lifetime: impl Fn(usize) -> Option<Duration> + Send + 'static) -> Self {
+            let (published, state) = watch::channel(Err(error()));
             let runs = Arc::new(AtomicUsize::new(0));
             let counted = Arc::clone(&runs);
             let fetch = move || {
-                let run = counted.fetch_add(1, Ordering::Relaxed);
+                let lifetime = lifetime(counted.fetch_add(1, Ordering::Relaxed));
                 let serve = |_: Request<Body>| ready(Ok::<_, io::Error>(Response::new(full(""))));
                 let client = kube::Client::new(tower::service_fn(serve), "default");
-                let lifetime = lifetimes[run.min(lifetimes.len() - 1)];
                 ready(lifetime.map(|lifetime| Fetched { client, lifetime }).ok_or_else(error))
             };
             let mut task = JoinSet::new();
@@ -204,12 +219,17 @@ mod tests {
 
         /// Whether requests are sent.
         fn are_usable(&self) -> bool {
-            matches!(&*self.state.borrow(), Some(Ok(_)))
+            self.state.borrow().is_ok()
+        }
+
+        /// Whether the last run failed, although requests are sent.
+        fn is_troubled(&self) -> bool {
+            self.state.borrow().as_ref().is_ok_and(|current| current.trouble.is_some())
         }
 
         /// The server answers 401.
         fn refuse(&self) {
-            if let Some(Ok(current)) = &*self.state.borrow() {
+            if let Ok(current) = &*self.state.borrow() {
                 current.refused.notify_one();
             }
         }
@@ -254,14 +274,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn refused_credentials_are_not_used_once_the_plug_in_fails_and_new_ones_are() {
+    async fn refused_credentials_stay_while_the_plug_in_fails_and_its_error_is_known() {
         let simulated = Simulated::new(&[Some(HOUR), None, None, Some(HOUR)]);
         sleep(2 * AHEAD).await;
         simulated.refuse();
         sleep(SECOND / 2).await;
-        assert_eq!((simulated.runs(), simulated.are_usable()), (2, false));
+        assert_eq!((simulated.runs(), simulated.are_usable(), simulated.is_troubled()), (2, true, true));
         sleep(5 * SECOND).await;
-        assert_eq!((simulated.runs(), simulated.are_usable()), (4, true));
+        assert_eq!((simulated.runs(), simulated.are_usable(), simulated.is_troubled()), (4, true, false));
+    }
+
+    /// As plug-ins do that keep a token.
+    #[tokio::test(start_paused = true)]
+    async fn a_plug_in_that_prints_the_same_token_until_it_expires_is_run_right_after_that() {
+        let begun = Instant::now();
+        let left = move || HOUR.as_nanos() - begun.elapsed().as_nanos() % HOUR.as_nanos();
+        let simulated = Simulated::with(move |_| Some(Duration::from_nanos(left() as u64)));
+        for hour in 1..20 {
+            sleep_until(begun + hour * HOUR).await;
+            let runs = simulated.runs();
+            sleep(2 * BEHIND).await;
+            assert!(simulated.runs() > runs, "a token that expired after {hour} h stays in use");
+            assert!(simulated.runs() < 15 * hour as usize, "{}", simulated.runs());
+        }
     }
 
     /// A plug-in that prints a file, and a server.
@@ -382,33 +417,39 @@ mod tests {
         site.prints(&json!({ "token": "t0ken" }));
         site.accepts("t0ken");
         let client = site.client().await;
-        assert!(site.runs().is_empty(), "nothing was requested yet");
         let answers = join_all((0..20).map(|_| ask(&client))).await;
         assert!(answers.iter().all(|answer| matches!(answer, Ok(StatusCode::OK))), "{answers:?}");
         assert_eq!(site.runs().len(), 1);
     }
 
     #[tokio::test]
-    async fn a_plug_in_that_takes_longer_than_a_request_serves_a_later_one() {
+    async fn a_plug_in_that_takes_long_holds_up_no_request() {
         let site = Site::new().await;
-        site.prints(&json!({ "token": "t0ken" }));
-        site.accepts("t0ken");
-        let gate = site.gate();
+        site.prints(&json!({ "token": "one" }));
+        site.accepts("one");
         let client = site.client().await;
-        assert!(timeout(Duration::from_millis(50), ask(&client)).await.is_err());
-        until("the plug-in runs", || !site.runs().is_empty()).await;
-        assert!(timeout(Duration::from_millis(50), ask(&client)).await.is_err());
+        site.prints(&json!({ "token": "two" }));
+        site.accepts("two");
+        let gate = site.gate();
+        assert_eq!(ask(&client).await.unwrap(), StatusCode::UNAUTHORIZED);
+        until("the plug-in runs", || site.runs().len() == 2).await;
+        assert_eq!(ask(&client).await.unwrap(), StatusCode::UNAUTHORIZED);
         fs::write(gate, "\n").unwrap();
-        assert_eq!(ask(&client).await.unwrap(), StatusCode::OK);
-        assert_eq!(site.runs().len(), 1);
+        until_accepted(&client).await;
+        assert_eq!(site.runs().len(), 2);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_request_that_does_not_wait_any_longer_names_the_plug_in() {
-        let (_published, state) = watch::channel(None);
-        let request = Request::new(Body::empty());
-        let error = send(state, error(), request).await.map(drop).unwrap_err();
-        assert!(error.downcast_ref::<PlugInError>().is_some(), "{error}");
+    #[tokio::test]
+    async fn the_error_of_the_plug_in_explains_why_old_credentials_are_refused() {
+        let serve = |_: Request<Body>| {
+            let mut refusal = Response::new(full(""));
+            *refusal.status_mut() = StatusCode::UNAUTHORIZED;
+            ready(Ok::<_, io::Error>(refusal))
+        };
+        let client = kube::Client::new(tower::service_fn(serve), "default");
+        let current = Current { client, refused: Arc::default(), trouble: Some(error()) };
+        let refused = send(Ok(current), Request::new(Body::empty())).await.map(drop).unwrap_err();
+        assert!(refused.downcast_ref::<PlugInError>().is_some(), "{refused}");
     }
 
     #[tokio::test]
@@ -443,9 +484,7 @@ mod tests {
     async fn a_certificate_that_cannot_be_used_is_an_error_and_is_not_shown() {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let printed = r#"{"status":{"clientCertificateData":"swordfish","clientKeyData":"swordfish"}}"#;
-        let exec = json!({ "exec": { "command": "echo", "args": [printed] } });
-        let mut user: AuthInfo = serde_json::from_value(exec).unwrap();
-        let plug_in = Arc::new(PlugIn::take(&mut user).unwrap().unwrap());
+        let plug_in = Arc::new(plug_in(json!({ "command": "echo", "args": [printed] })));
         let config = kube::Config::new("https://192.0.2.1".parse().unwrap());
         let error = fetch(config, plug_in).await.map(drop).unwrap_err().to_string();
         assert!(error.contains("cannot be used") && !error.contains("swordfish"), "{error}");
@@ -454,12 +493,13 @@ mod tests {
     #[tokio::test]
     async fn a_plug_in_ends_with_the_client() {
         let site = Site::new().await;
-        site.gate();
+        site.prints(&json!({ "token": "one" }));
         let client = site.client().await;
-        assert!(timeout(Duration::from_millis(50), ask(&client)).await.is_err());
-        until("the plug-in runs", || !site.runs().is_empty()).await;
+        site.gate();
+        assert_eq!(ask(&client).await.unwrap(), StatusCode::UNAUTHORIZED);
+        until("the plug-in runs", || site.runs().len() == 2).await;
         drop(client);
-        let process = Path::new("/proc").join(&site.runs()[0]);
+        let process = Path::new("/proc").join(&site.runs()[1]);
         until("the plug-in has ended", || {
             let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
             stat.is_empty() || stat.contains(") Z ")

@@ -19,15 +19,19 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 /// How long a plug-in may run.
-const RUN: Duration = Duration::from_secs(30);
+pub(crate) const RUN: Duration = Duration::from_secs(30);
 
 /// How much a plug-in may print, in bytes. Certificates with their key take some thousand.
 const MAX_OUTPUT: u64 = 1 << 20;
 
+/// The versions of what a plug-in is told and prints. They do not differ in what is used here.
+const VERSIONS: [&str; 2] = ["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"];
+
 /// The longest shown part of a text of the kubeconfig, in bytes.
 const SHOWN: usize = 200;
 
-const BY_HAND: &str = "run it by hand, as the user of this program, as users[].user.exec of the kubeconfig says";
+const BY_HAND: &str =
+    "run it by hand as this program's user, with the arguments and environment in users[].user.exec of the kubeconfig";
 const INSTALL: &str = "install it, or correct users[].user.exec.command of the kubeconfig";
 
 /// A credential plug-in. Has no `Debug`, because its arguments and environment may be secret.
@@ -75,6 +79,9 @@ impl PlugIn {
         if exec.interactive_mode == Some(ExecInteractiveMode::Always) {
             return Err("the credential plug-in needs a terminal (interactiveMode: Always), and there is none");
         }
+        if !exec.api_version.as_deref().is_some_and(|version| VERSIONS.contains(&version)) {
+            return Err("the credential plug-in has an apiVersion that is not known here");
+        }
         let mut spec = json!({ "interactive": false });
         // Only with provideClusterInfo.
         if let Some(cluster) = exec.cluster {
@@ -102,7 +109,9 @@ impl PlugIn {
         let running = self.start().await?;
         let printed = timeout(self.limit, self.output(running)).await;
         let printed = printed.unwrap_or_else(|_| Err(self.failed(format!("did not end within {:?}", self.limit))))?;
-        Credentials::parse(&printed).map_err(|problem| self.failed(problem))
+        // A panic of the parser must not end the caller.
+        let parsed = spawn_blocking(move || Credentials::parse(&printed)).await;
+        parsed.unwrap_or(Err("printed what cannot be read")).map_err(|problem| self.failed(problem))
     }
 
     /// Returns the error of this plug-in with this problem.
@@ -119,8 +128,11 @@ impl PlugIn {
         let started = started.unwrap_or_else(|error| Err(io::Error::other(error)));
         started.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
-                let remedy = self.install_hint.as_deref().map_or_else(|| INSTALL.to_owned(), shown);
-                PlugInError { remedy, ..self.failed("is not installed") }
+                // In one line, because hints have line breaks.
+                let hint =
+                    self.install_hint.as_deref().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
+                let remedy = if hint.is_empty() { INSTALL.to_owned() } else { shown(&hint) };
+                PlugInError { remedy, ..self.failed("cannot be found, or the interpreter in its first line cannot") }
             }
             kind => self.failed(format!("cannot be started: {kind}")),
         })
@@ -146,12 +158,16 @@ impl Credentials {
     fn parse(printed: &[u8]) -> Result<Self, &'static str> {
         let printed: Value =
             serde_saphyr::from_slice(printed).map_err(|_| "printed something other than an ExecCredential")?;
-        let part = |name: &str| printed["status"][name].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
-        let token = part("token");
+        let part = |name: &str| match &printed["status"][name] {
+            Value::Null => Ok(None),
+            Value::String(text) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
+            _ => Err("printed an ExecCredential with a member of its status that is no text"),
+        };
+        let token = part("token")?;
         if token.as_ref().is_some_and(|token| HeaderValue::from_str(token).is_err()) {
             return Err("printed a token with a character that a header cannot contain, such as a line break");
         }
-        let identity = match (part("clientCertificateData"), part("clientKeyData")) {
+        let identity = match (part("clientCertificateData")?, part("clientKeyData")?) {
             (None, None) => None,
             (Some(certificate), Some(key)) => Some((certificate, key)),
             _ => return Err("printed a certificate without its key, or a key without its certificate"),
@@ -159,7 +175,7 @@ impl Credentials {
         if token.is_none() && identity.is_none() {
             return Err("printed no ExecCredential with a token or a certificate in its status");
         }
-        let expires = part("expirationTimestamp").map(|time| time.parse::<Timestamp>()).transpose();
+        let expires = part("expirationTimestamp")?.map(|time| time.parse::<Timestamp>()).transpose();
         let expires = expires.map_err(|_| "printed an expirationTimestamp that is not a time of RFC 3339")?;
         Ok(Self { token, identity, expires })
     }
@@ -169,6 +185,11 @@ impl Credentials {
         self.expires.map_or(Duration::MAX, |expires| {
             Duration::try_from(expires.duration_since(Timestamp::now())).unwrap_or_default()
         })
+    }
+
+    /// Returns whether they have a certificate.
+    pub(crate) fn has_identity(&self) -> bool {
+        self.identity.is_some()
     }
 
     /// Puts them into the settings of a user.
@@ -275,6 +296,7 @@ mod tests {
             ("{swordfish", "something other"),
             (r#"{"kind":"ExecCredential","status":{}}"#, "no ExecCredential with a token"),
             (r#"{"status":"swordfish"}"#, "no ExecCredential with a token"),
+            (r#"{"status":{"token":"swordfish","expirationTimestamp":1600000000}}"#, "no text"),
             (r#"{"status":{"token":"swordfish\n"}}"#, "a line break"),
             (r#"{"status":{"clientKeyData":"swordfish"}}"#, "without its certificate"),
             (r#"{"status":{"token":"t","expirationTimestamp":"swordfish"}}"#, "RFC 3339"),
@@ -290,6 +312,8 @@ mod tests {
             (json!({ "args": ["a"] }), "no command"),
             (json!({ "command": "" }), "no command"),
             (json!({ "command": "a", "interactiveMode": "Always" }), "terminal"),
+            (json!({ "command": "a" }), "apiVersion"),
+            (json!({ "command": "a", "apiVersion": "client.authentication.k8s.io/v1alpha1" }), "apiVersion"),
         ] {
             let mut user: AuthInfo = serde_json::from_value(json!({ "exec": exec })).unwrap();
             let problem = PlugIn::take(&mut user).map(drop).unwrap_err();
@@ -306,8 +330,8 @@ mod tests {
             assert!(PlugIn::take(&mut user).unwrap().is_none() && user.exec.is_none(), "{other}");
         }
         for mode in ["Never", "IfAvailable"] {
-            let exec = json!({ "exec": { "command": "a", "interactiveMode": mode } });
-            let mut user: AuthInfo = serde_json::from_value(exec).unwrap();
+            let exec = json!({ "command": "a", "apiVersion": VERSIONS[1], "interactiveMode": mode });
+            let mut user: AuthInfo = serde_json::from_value(json!({ "exec": exec })).unwrap();
             assert!(PlugIn::take(&mut user).unwrap().is_some(), "{mode}");
         }
     }
@@ -364,10 +388,10 @@ mod tests {
             (settings("echo swordfish; echo swordfish >&2; exit 3"), ["plug-in sh ", "exit status: 3", "by hand"]),
             (settings("kill -9 $$"), ["plug-in sh ", "signal: 9", "by hand"]),
             (settings("echo '{swordfish'"), ["plug-in sh ", "something other", "by hand"]),
-            (named("/nowhere/plug\u{1b}", None), ["plug-in /nowhere/plug\\u001b ", "not installed", "install it"]),
+            (named("/nowhere/plug\u{1b}", None), ["plug-in /nowhere/plug\\u001b ", "cannot be found", "install it"]),
             (
                 named("/nowhere/plug", Some(format!("get\n{}", "it ".repeat(1000)))),
-                ["plug-in /nowhere/plug ", "not installed", "get\\u000ait it"],
+                ["plug-in /nowhere/plug ", "cannot be found", "get it it"],
             ),
             (named("/", None), ["plug-in / ", "cannot be started", "by hand"]),
         ] {
