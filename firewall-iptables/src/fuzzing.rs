@@ -10,7 +10,7 @@ use crate::wire::{commands, compare, find, version};
 /// Checks for any output of `iptables-save` that this crate's commands produce the wanted rules and change nothing
 /// else.
 pub fn saved(text: &str) {
-    // The tool prints no carriage returns.
+    // `iptables-save` prints no carriage returns, and the model below ignores those at the end of a line.
     let text = &restore(text, "");
     let mut wanted: Vec<Chains> = vec![none(&OverlayName::default())];
     let rules = Rules::new(OverlayName::default(), &networks(), &networks()).masquerading(Masquerade::default());

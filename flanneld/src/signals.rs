@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 /// How long an orderly shutdown may take. After that the process exits; the data plane stays up in any case.
 const DEADLINE: Duration = Duration::from_millis(1900);
 
-/// Blocks the signals for all threads that start later, and starts the thread that waits for them. Children inherit
-/// that, and are ended with SIGKILL.
+/// Blocks the signals for all threads that start later, and starts the thread that waits for them. Child
+/// processes inherit the blocked signals, so only SIGKILL ends them.
 pub(crate) fn watch(cancel: CancellationToken) -> io::Result<()> {
     let ignored = [Signal::SIGHUP, Signal::SIGUSR1];
     let ends: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();

@@ -174,7 +174,7 @@ impl Access {
         let plug_in = PlugIn::take(&mut config.auth_info).map_err(|problem| AccessError {
             at: at(),
             problem: problem.to_owned(),
-            remedy: "correct users[].user.exec: it needs apiVersion client.authentication.k8s.io/v1, a command, and interactiveMode \
+            remedy: "correct users[].user.exec: it needs apiVersion client.authentication.k8s.io/v1 or v1beta1, a command, and interactiveMode \
                      Never or IfAvailable",
         })?;
         Ok((config, plug_in))

@@ -1,4 +1,5 @@
-//! A client with the credentials of a plug-in, which is run again before they expire and once the server refuses them.
+//! A client that uses the credentials of a plug-in, and runs the plug-in again before they expire and when the server
+//! refuses them.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -18,11 +19,11 @@ use crate::plug_in::{self, PlugIn, PlugInError};
 
 /// How long before credentials expire they are renewed.
 const AHEAD: Duration = Duration::from_secs(60);
-/// The longest wait after a run of a plug-in that fails, or whose credentials are refused or expire at once.
+/// The longest wait between two runs of a plug-in that fails, or whose credentials are refused or expire at once.
 const LONGEST: Duration = Duration::from_secs(30);
-/// Credentials that were used for this long reset the back-off.
+/// The back-off is reset after credentials were used for this long.
 const LASTING: Duration = Duration::from_secs(60);
-/// How long after their expiry a plug-in is run again that prints the same credentials until then.
+/// A plug-in may print the same credentials until they expire. It is run again this long after that.
 const BEHIND: Duration = Duration::from_secs(1);
 
 /// Creates a client that sends requests with what the plug-in prints, and otherwise as `config` says. Waits until the
@@ -36,7 +37,7 @@ pub(crate) async fn client(config: kube::Config, plug_in: PlugIn) -> kube::Clien
     let source = Arc::new(plug_in);
     let mut task = JoinSet::new();
     task.spawn(renew(published, move || fetch(config.clone(), Arc::clone(&source))));
-    // Longer only if the disk hangs from which the plug-in is started. Then requests fail with the first error.
+    // The plug-in's own limit does not cover its start, which may hang with the disk. Requests then fail with that error.
     let _ = timeout(plug_in::RUN, state.changed()).await;
     kube::Client::new(Renewed { state, _task: task }, namespace)
 }
@@ -50,7 +51,7 @@ struct Current {
     client: kube::Client,
     /// Notified when the server refuses them.
     refused: Arc<Notify>,
-    /// Why the last run of the plug-in printed no others.
+    /// Why the last run of the plug-in gave no newer ones.
     trouble: Option<PlugInError>,
 }
 
@@ -60,7 +61,7 @@ struct Fetched {
     lifetime: Duration,
 }
 
-/// Sends each request with the credentials of that moment.
+/// Sends each request with the current credentials.
 struct Renewed {
     state: watch::Receiver<State>,
     /// Runs the plug-in, and ends with the client.
@@ -94,7 +95,7 @@ async fn send(state: State, request: Request<Body>) -> Result<Response<Body>, Bo
 }
 
 /// Publishes what `fetch` returns, and calls it again before that expires, or once it is refused. If `fetch` fails,
-/// credentials that have not expired stay published: whether they are good is for the server to say.
+/// credentials that have not expired stay published, because the server may still accept them.
 async fn renew<F>(published: watch::Sender<State>, mut fetch: impl FnMut() -> F)
 where
     F: Future<Output = Result<Fetched, PlugInError>>,
@@ -116,7 +117,7 @@ where
                 if since.elapsed() >= LASTING {
                     backoff.reset();
                 }
-                // The sum does not overflow, because so much time may pass in one run of the program.
+                // The timeout has elapsed, so the sum cannot overflow.
                 if !is_refused && !lifetime.is_zero() {
                     next = next.min(since + lifetime + BEHIND);
                 }
@@ -143,7 +144,9 @@ async fn fetch(mut config: kube::Config, plug_in: Arc<PlugIn>) -> Result<Fetched
     match made.map(Result::ok) {
         Ok(Some(client)) => Ok(Fetched { client, lifetime }),
         Ok(None) | Err(_) if has_identity => Err(plug_in.failed("printed a certificate or a key that cannot be used")),
-        Ok(None) | Err(_) => Err(plug_in.failed("has the certificates of the user beside it, which cannot be used")),
+        Ok(None) | Err(_) => {
+            Err(plug_in.failed("printed a token, and the certificates beside it in the kubeconfig cannot be used"))
+        }
     }
 }
 
@@ -336,9 +339,10 @@ mod tests {
             fs::rename(self.file("next"), self.file("printed")).unwrap();
         }
 
-        /// The server accepts this token alone from now on.
-        fn accepts(&self, token: &str) {
+        /// The server accepts only this token from now on, and the plug-in prints it.
+        fn rotates_to(&self, token: &str) {
             token.clone_into(&mut locked(&self.accepted));
+            self.prints(&json!({ "token": token }));
         }
 
         /// Makes the plug-in wait until the file is written.
@@ -394,6 +398,12 @@ mod tests {
         client.send(request).await.map(|response| response.status())
     }
 
+    /// Whether the process of this number has ended. It stays as a zombie if no process reaps orphans.
+    fn has_ended(process: &str) -> bool {
+        let stat = fs::read_to_string(Path::new("/proc").join(process).join("stat")).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
+    }
+
     /// Sends requests until one is accepted.
     async fn until_accepted(client: &kube::Client) {
         let end = Instant::now() + WITHIN;
@@ -414,8 +424,7 @@ mod tests {
     #[tokio::test]
     async fn the_first_requests_share_one_run() {
         let site = Site::new().await;
-        site.prints(&json!({ "token": "t0ken" }));
-        site.accepts("t0ken");
+        site.rotates_to("t0ken");
         let client = site.client().await;
         let answers = join_all((0..20).map(|_| ask(&client))).await;
         assert!(answers.iter().all(|answer| matches!(answer, Ok(StatusCode::OK))), "{answers:?}");
@@ -423,13 +432,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_client_is_there_once_the_plug_in_has_ended_and_without_it_no_plug_in_runs() {
+        let site = Site::new().await;
+        site.rotates_to("t0ken");
+        let gate = site.gate();
+        {
+            let client = site.client();
+            tokio::select! {
+                _ = client => panic!("the plug-in has not ended"),
+                () = until("the plug-in runs", || site.runs().len() == 1) => {}
+            }
+        }
+        until("the first plug-in has ended", || has_ended(&site.runs()[0])).await;
+        let client = site.client();
+        let opened = async {
+            until("the plug-in runs", || site.runs().len() == 2).await;
+            fs::write(gate, "\n").unwrap();
+        };
+        let (client, ()) = tokio::join!(client, opened);
+        assert_eq!(ask(&client).await.unwrap(), StatusCode::OK);
+    }
+
+    #[tokio::test]
     async fn a_plug_in_that_takes_long_holds_up_no_request() {
         let site = Site::new().await;
-        site.prints(&json!({ "token": "one" }));
-        site.accepts("one");
+        site.rotates_to("one");
         let client = site.client().await;
-        site.prints(&json!({ "token": "two" }));
-        site.accepts("two");
+        site.rotates_to("two");
         let gate = site.gate();
         assert_eq!(ask(&client).await.unwrap(), StatusCode::UNAUTHORIZED);
         until("the plug-in runs", || site.runs().len() == 2).await;
@@ -455,12 +484,10 @@ mod tests {
     #[tokio::test]
     async fn a_token_without_a_time_is_fetched_again_once_it_is_refused() {
         let site = Site::new().await;
-        site.prints(&json!({ "token": "one" }));
-        site.accepts("one");
+        site.rotates_to("one");
         let client = site.client().await;
         assert_eq!(ask(&client).await.unwrap(), StatusCode::OK);
-        site.prints(&json!({ "token": "two" }));
-        site.accepts("two");
+        site.rotates_to("two");
         assert_eq!(ask(&client).await.unwrap(), StatusCode::UNAUTHORIZED);
         until_accepted(&client).await;
         assert_eq!(site.runs().len(), 2);
@@ -469,14 +496,13 @@ mod tests {
     #[tokio::test]
     async fn a_plug_in_that_fails_at_first_is_run_again_until_it_works() {
         let site = Site::new().await;
-        site.accepts("t0ken");
         let client = site.client().await;
         let Fault { kind, error } = Fault::of(&ask(&client).await.unwrap_err());
         let said = error.to_string();
         assert_eq!(kind, Kind::NoAnswer, "{said}");
         assert!(["plug-in sh ", "exit status: 1", "by hand"].iter().all(|part| said.contains(part)), "{said}");
         assert!(!said.contains("swordfish"), "{said}");
-        site.prints(&json!({ "token": "t0ken" }));
+        site.rotates_to("t0ken");
         until_accepted(&client).await;
     }
 
@@ -499,11 +525,6 @@ mod tests {
         assert_eq!(ask(&client).await.unwrap(), StatusCode::UNAUTHORIZED);
         until("the plug-in runs", || site.runs().len() == 2).await;
         drop(client);
-        let process = Path::new("/proc").join(&site.runs()[1]);
-        until("the plug-in has ended", || {
-            let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
-            stat.is_empty() || stat.contains(") Z ")
-        })
-        .await;
+        until("the plug-in has ended", || has_ended(&site.runs()[1])).await;
     }
 }

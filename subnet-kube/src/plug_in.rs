@@ -21,13 +21,13 @@ use tokio::time::timeout;
 /// How long a plug-in may run.
 pub(crate) const RUN: Duration = Duration::from_secs(30);
 
-/// How much a plug-in may print, in bytes. Certificates with their key take some thousand.
+/// How much a plug-in may print, in bytes. A certificate and its key take a few thousand.
 const MAX_OUTPUT: u64 = 1 << 20;
 
-/// The versions of what a plug-in is told and prints. They do not differ in what is used here.
+/// The supported versions of `ExecCredential`. The fields that are used here are the same in both.
 const VERSIONS: [&str; 2] = ["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"];
 
-/// The longest shown part of a text of the kubeconfig, in bytes.
+/// How much of a text of the kubeconfig is shown, in bytes.
 const SHOWN: usize = 200;
 
 const BY_HAND: &str =
@@ -39,13 +39,13 @@ pub(crate) struct PlugIn {
     command: String,
     args: Vec<String>,
     env: Vec<(String, String)>,
-    /// What it finds in `KUBERNETES_EXEC_INFO`.
+    /// The value of `KUBERNETES_EXEC_INFO`.
     request: String,
     install_hint: Option<String>,
     limit: Duration,
 }
 
-/// A plug-in printed no credentials. Contains nothing of its arguments, its environment and its output.
+/// A plug-in gave no credentials. Contains nothing of its arguments, environment or output.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the credential plug-in {name} of the kubeconfig {problem}")]
 pub(crate) struct PlugInError {
@@ -64,8 +64,8 @@ pub(crate) struct Credentials {
 }
 
 impl PlugIn {
-    /// Takes the plug-in out of the settings of a user. A token or a password in these settings comes first: then there
-    /// is none.
+    /// Takes the plug-in out of the settings of a user. `None` if there is none, or if the settings have a token or a
+    /// password, which take precedence.
     ///
     /// # Errors
     /// What is wrong with its settings.
@@ -80,7 +80,7 @@ impl PlugIn {
             return Err("the credential plug-in needs a terminal (interactiveMode: Always), and there is none");
         }
         if !exec.api_version.as_deref().is_some_and(|version| VERSIONS.contains(&version)) {
-            return Err("the credential plug-in has an apiVersion that is not known here");
+            return Err("the credential plug-in has no supported apiVersion");
         }
         let mut spec = json!({ "interactive": false });
         // Only with provideClusterInfo.
@@ -111,7 +111,7 @@ impl PlugIn {
         let printed = printed.unwrap_or_else(|_| Err(self.failed(format!("did not end within {:?}", self.limit))))?;
         // A panic of the parser must not end the caller.
         let parsed = spawn_blocking(move || Credentials::parse(&printed)).await;
-        parsed.unwrap_or(Err("printed what cannot be read")).map_err(|problem| self.failed(problem))
+        parsed.unwrap_or(Err("printed output that cannot be read")).map_err(|problem| self.failed(problem))
     }
 
     /// Returns the error of this plug-in with this problem.
@@ -128,11 +128,11 @@ impl PlugIn {
         let started = started.unwrap_or_else(|error| Err(io::Error::other(error)));
         started.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
-                // In one line, because hints have line breaks.
+                // A hint may have several lines.
                 let hint =
                     self.install_hint.as_deref().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
                 let remedy = if hint.is_empty() { INSTALL.to_owned() } else { shown(&hint) };
-                PlugInError { remedy, ..self.failed("cannot be found, or the interpreter in its first line cannot") }
+                PlugInError { remedy, ..self.failed("was not found, or its interpreter was not") }
             }
             kind => self.failed(format!("cannot be started: {kind}")),
         })
@@ -161,7 +161,7 @@ impl Credentials {
         let part = |name: &str| match &printed["status"][name] {
             Value::Null => Ok(None),
             Value::String(text) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
-            _ => Err("printed an ExecCredential with a member of its status that is no text"),
+            _ => Err("printed an ExecCredential whose status has a member that is not a string"),
         };
         let token = part("token")?;
         if token.as_ref().is_some_and(|token| HeaderValue::from_str(token).is_err()) {
@@ -180,7 +180,7 @@ impl Credentials {
         Ok(Self { token, identity, expires })
     }
 
-    /// Returns how long they can be used: `Duration::MAX` if they do not say.
+    /// Returns the time until they expire; `Duration::MAX` if they have no expiry.
     pub(crate) fn lifetime(&self) -> Duration {
         self.expires.map_or(Duration::MAX, |expires| {
             Duration::try_from(expires.duration_since(Timestamp::now())).unwrap_or_default()
@@ -202,12 +202,12 @@ impl Credentials {
     }
 }
 
-/// A plug-in that runs. If this is dropped before the plug-in has ended, its process group is killed.
+/// A running plug-in. If this is dropped before the plug-in has ended, its process group is killed.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Once the plug-in has ended there is no number any more, which another group may have by now.
+        // `None` once the plug-in has ended: its number may be another group's by then.
         if let Some(group) = self.0.id().and_then(|id| i32::try_from(id).ok()) {
             // An error means that the group has ended.
             let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
@@ -215,7 +215,7 @@ impl Drop for Running {
     }
 }
 
-/// Returns a text of the kubeconfig as it is shown.
+/// Escapes and shortens a text of the kubeconfig.
 fn shown(text: &str) -> String {
     let mut shown = Plain(text).to_string();
     cut(&mut shown, SHOWN);
@@ -296,7 +296,7 @@ mod tests {
             ("{swordfish", "something other"),
             (r#"{"kind":"ExecCredential","status":{}}"#, "no ExecCredential with a token"),
             (r#"{"status":"swordfish"}"#, "no ExecCredential with a token"),
-            (r#"{"status":{"token":"swordfish","expirationTimestamp":1600000000}}"#, "no text"),
+            (r#"{"status":{"token":"swordfish","expirationTimestamp":1600000000}}"#, "not a string"),
             (r#"{"status":{"token":"swordfish\n"}}"#, "a line break"),
             (r#"{"status":{"clientKeyData":"swordfish"}}"#, "without its certificate"),
             (r#"{"status":{"token":"t","expirationTimestamp":"swordfish"}}"#, "RFC 3339"),
@@ -388,10 +388,10 @@ mod tests {
             (settings("echo swordfish; echo swordfish >&2; exit 3"), ["plug-in sh ", "exit status: 3", "by hand"]),
             (settings("kill -9 $$"), ["plug-in sh ", "signal: 9", "by hand"]),
             (settings("echo '{swordfish'"), ["plug-in sh ", "something other", "by hand"]),
-            (named("/nowhere/plug\u{1b}", None), ["plug-in /nowhere/plug\\u001b ", "cannot be found", "install it"]),
+            (named("/nowhere/plug\u{1b}", None), ["plug-in /nowhere/plug\\u001b ", "was not found", "install it"]),
             (
                 named("/nowhere/plug", Some(format!("get\n{}", "it ".repeat(1000)))),
-                ["plug-in /nowhere/plug ", "cannot be found", "get it it"],
+                ["plug-in /nowhere/plug ", "was not found", "get it it"],
             ),
             (named("/", None), ["plug-in / ", "cannot be started", "by hand"]),
         ] {

@@ -24,6 +24,7 @@ use tokio::runtime::Builder;
 
 use crate::etcd::Version;
 use crate::kubernetes::{ApiServer, program};
+use crate::programs::target;
 use crate::{Context, Error, Families, Namespace, Pod, Process, Underlay};
 
 pub use isolation::isolated;
@@ -286,7 +287,7 @@ impl Cluster {
             "spec": {
                 "nodeName": format!("node-{nth}"),
                 "terminationGracePeriodSeconds": 0,
-                // While the network is not ready, a kubelet fails to mount the token, and repeats that ever less often.
+                // A kubelet cannot mount the token until its network is ready, and retries with back-off.
                 "automountServiceAccountToken": false,
                 "containers": [{ "name": "wait", "image": WAITING }],
             },
@@ -361,11 +362,6 @@ impl Cluster {
 pub fn condition(object: &Value, kind: &str) -> bool {
     let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
     conditions.into_iter().any(|condition| condition["type"] == kind && condition["status"] == "True")
-}
-
-/// Returns the folder of built programs.
-fn target() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target")
 }
 
 /// Returns the root file system of nodes.

@@ -74,7 +74,7 @@ impl Namespace {
     }
 
     pub(crate) fn iproute(&self, program: &str, args: &[&str], input: &str) -> Result<String, Error> {
-        let Output { status, stdout, stderr } = self.iproute_output(program, args, input)?;
+        let Output { status, stdout, stderr } = self.output(program, args, input)?;
         if status.success() {
             return Ok(String::from_utf8_lossy(&stdout).into_owned());
         }
@@ -86,9 +86,9 @@ impl Namespace {
         })
     }
 
-    /// Runs a program in the namespace, whether it succeeds or not. No other thread may start one without this:
-    /// [`hold_commands`] would not wait for it.
-    pub(crate) fn iproute_output(&self, program: &str, args: &[&str], input: &str) -> Result<Output, Error> {
+    /// Runs a program in the namespace, and returns its output even if it fails. [`hold_commands`] waits only for
+    /// programs that are started here.
+    pub(crate) fn output(&self, program: &str, args: &[&str], input: &str) -> Result<Output, Error> {
         // Where the system keeps them, even if an unprivileged user's path does not contain it.
         let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
         let run = || {

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::etcd::{self, Etcd};
-use crate::{Context, Error, Process};
+use crate::{Context, Error, Process, programs};
 
 pub use manifest::{manifest, objects, rules, rules_without};
 pub use proxy::{Fault, Proxy, Seen};
@@ -57,7 +57,7 @@ pub struct ApiServer {
 /// # Errors
 /// The path that was searched and how to get the program: a test that needs it fails without it.
 pub fn program(name: &str) -> Result<PathBuf, Error> {
-    built(&format!("{name}-{VERSION}"))
+    programs::find(&format!("{name}-{VERSION}"))
 }
 
 /// Returns the path of Helm, which `./test` builds.
@@ -65,17 +65,7 @@ pub fn program(name: &str) -> Result<PathBuf, Error> {
 /// # Errors
 /// As [`program`].
 pub fn helm() -> Result<PathBuf, Error> {
-    built("helm-4.3.2")
-}
-
-fn built(name: &str) -> Result<PathBuf, Error> {
-    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").join(name);
-    match program.is_file() {
-        true => Ok(program),
-        false => {
-            Err(Error::new(format!("no {name} at {}: run ./test, which builds it with Go, once", program.display())))
-        }
-    }
+    programs::find("helm-4.3.2")
 }
 
 impl ApiServer {

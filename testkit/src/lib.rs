@@ -22,6 +22,7 @@ mod lab;
 mod objects;
 mod ports;
 mod process;
+mod programs;
 
 pub mod canary;
 #[cfg(feature = "kubernetes")]

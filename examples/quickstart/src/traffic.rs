@@ -10,8 +10,8 @@ use crate::Error;
 use crate::cluster::{Cluster, blocking};
 use crate::screen::{Align, Screen, Style};
 
-/// How long a first reply may take. The kernel repeats a neighbour solicitation that a new pod misses after a second,
-/// and the way back has its own.
+/// How long a first reply may take. If a neighbour solicitation is lost, the kernel sends another after a second, and
+/// request and reply each need one.
 const PATIENCE: Duration = Duration::from_secs(5);
 const STREAM: Duration = Duration::from_secs(1);
 /// The most nodes that fit in a table.

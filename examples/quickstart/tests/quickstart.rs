@@ -140,7 +140,7 @@ fn nobody_needs_no_privileges() {
     // The user nobody may not be allowed to read the build directory.
     let dir = tempfile::tempdir().unwrap();
     let copy = dir.path().join("quickstart");
-    // By another process: what this one has open for writing, in a child that another test starts, cannot be run.
+    // By another process: a child that another test forks would keep the copy open for writing, and it could not be run.
     assert!(Command::new("cp").arg(PROGRAM).arg(&copy).status().unwrap().success());
     for path in [dir.path(), &copy] {
         fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();

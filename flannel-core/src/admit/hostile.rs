@@ -426,7 +426,7 @@ proptest! {
                 // too.
                 let named = if changes.is_empty() { 0 } else { named_there(&same, &both, &concerned) };
                 let concerned = concerned.len() + named;
-                // Whatever conflicts with a removed subnet is searched for in each length that subnets have.
+                // Subnets that overlap a removed one are looked up once for each prefix length in the table.
                 let lengths: BTreeSet<_> = both
                     .iter()
                     .filter_map(|record| record.lease.as_ref().ok())

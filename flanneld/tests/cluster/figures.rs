@@ -10,8 +10,7 @@ use testkit::probe;
 use crate::bed::{Bed, GO, Kind, OURS, PATIENCE, Traffic};
 
 const RUNS: u32 = 5;
-/// Each run applies the manifest this much later after the start of the kubelets, which repeat some of their work ever
-/// less often.
+/// Each run applies the manifest this much later than the run before, because kubelets retry with back-off.
 const PHASE: Duration = Duration::from_secs(1);
 
 /// What one run measured: seconds, a number of sandboxes, MiB.

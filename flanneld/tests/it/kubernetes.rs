@@ -197,7 +197,7 @@ fn a_node_has_events_of_what_its_agent_waits_for_and_that_it_is_ready() {
     };
     let ready = |nth: usize| count(nth, "FlannelReady", "ready");
     let waits = || count(2, "FlannelWaits", "it has no IPv4 entry");
-    // A start that takes long is shown, too, and then the Event comes a minute later.
+    // A start of more than three seconds has an Event of its own, and the next one comes a minute later.
     wait_until("the Event of the first", NEXT, || Ok(ready(1) > 0)).unwrap();
     wait_until("the Event of the second", NEXT, || Ok(waits() > 0)).unwrap();
     assert_eq!((ready(1), waits()), (1, 1), "{:?} {:?}", events(1), events(2));
@@ -212,6 +212,8 @@ fn a_node_has_events_of_what_its_agent_waits_for_and_that_it_is_ready() {
     two.until_ready();
     wait_until("the next Event", NEXT, || Ok(ready(2) > 0)).unwrap();
     assert_eq!((ready(1), waits(), ready(2), events(3).len()), (1, 1, 1, 0), "{:?} {:?}", events(1), events(2));
+    let all = [events(1), events(2)].concat();
+    assert!(all.iter().all(|[reason, _]| ["FlannelReady", "FlannelWaits"].contains(&&**reason)), "{all:?}");
     assert_eq!(three.log().matches("no permission to create Events").count(), 1, "{}", three.log());
 }
 

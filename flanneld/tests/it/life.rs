@@ -121,8 +121,8 @@ fn the_log_begins_with_version_process_and_flags_without_the_password() {
     // So does one that cannot start.
     let second = site.run(1, &["-log-format=json", "-healthz-port=0"]);
     let lines = second.err.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    let mut messages = lines.map(|line| line["fields"]["message"].to_string());
-    assert!(messages.any(|message| message.contains("already running")), "{second:?}");
+    let refusals = lines.filter(|line| line["fields"]["message"].to_string().contains("already running"));
+    assert!(refusals.map(|line| line["level"].clone()).eq(["ERROR"]), "{second:?}");
 }
 
 #[test]

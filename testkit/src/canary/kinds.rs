@@ -209,7 +209,7 @@ pub(super) fn add_nft_table(ns: &Namespace, table: &str) -> Result<bool, Error> 
         "add table inet {table}; add chain inet {table} c {{ type filter hook forward priority 42; }}; \
          add rule inet {table} c ip daddr 192.0.2.42 accept"
     );
-    match ns.iproute_output("nft", &[&commands], "") {
+    match ns.output("nft", &[&commands], "") {
         Err(error) if error.is(nix::Error::ENOENT) => Ok(false),
         Err(error) => Err(error),
         Ok(done) if done.status.success() => Ok(true),
@@ -218,6 +218,6 @@ pub(super) fn add_nft_table(ns: &Namespace, table: &str) -> Result<bool, Error> 
 }
 
 fn nft_table(ns: &Namespace, table: &str) -> Result<Option<Vec<u8>>, Error> {
-    let listed = ns.iproute_output("nft", &["list", "table", "inet", table], "")?;
+    let listed = ns.output("nft", &["list", "table", "inet", table], "")?;
     Ok(listed.status.success().then_some(listed.stdout))
 }

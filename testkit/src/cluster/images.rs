@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::target;
+use crate::programs::target;
 use crate::{Context, Error};
 
 /// Our image in the folder of built programs.

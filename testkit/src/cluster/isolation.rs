@@ -45,7 +45,7 @@ pub fn isolated(inside: impl FnOnce(&Path) -> Result<(), Error>) -> Result<ExitC
         inside(Path::new(&dir))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let target = super::target();
+    let target = crate::programs::target();
     // One run begins at a time: until it holds its directory, another would take it for left over.
     let begins = lock(&target, FlockArg::LockExclusive)?;
     remove_left_over(&target)?;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::target;
+use crate::programs::target;
 use crate::{Context, Error};
 
 /// Returns the path of our manifest.
